@@ -1,0 +1,1 @@
+"""Where things are kept: evidence register and custody, Delta tables of Parquet, quarantine."""

@@ -1,0 +1,145 @@
+"""From an event back to the bytes it was read from, after checking that the evidence is still what was hashed."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from archive.evidence import CHUNK, Piece, hash_file
+from archive.verify import prefix_hashes
+from data_contracts import names
+from data_contracts.errors import GatehoundError, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from archive.store import Archive
+
+MAXIMUM = 64 << 20
+_EVENT_UID = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """Where a record lies: the event's table and row, the register rows of its evidence (newest first), the byte range.
+
+    Offsets count in the decompressed content.
+    """
+
+    table: str
+    event: dict[str, Any]
+    ingests: tuple[dict[str, Any], ...]
+    byte_offset: int
+    byte_length: int
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """The newest register row of the evidence."""
+        return self.ingests[0]
+
+    @property
+    def path(self) -> str:
+        """Path of the evidence, and the member in its container."""
+        member = self.evidence["member"]
+        return str(self.evidence["path"]) + (f"!{member}" if member else "")
+
+    @cached_property
+    def data(self) -> bytes:
+        """The record's bytes, from whichever of the evidence's known places still has them unchanged.
+
+        Raises UsageError when none of them is there, IntegrityError when those that are there have changed.
+        """
+        faults: list[GatehoundError] = []
+        for row in self.ingests:
+            try:
+                return read_raw(row, self.byte_offset, self.byte_length)
+            except GatehoundError as error:
+                faults.append(error)
+        raise next((fault for fault in faults if isinstance(fault, IntegrityError)), faults[0])
+
+
+def find(archive: "Archive", event_uid: str, day: date | None = None) -> RawRecord:
+    """Finds an event in the event tables and its evidence in the register.
+
+    Args:
+        day: the event's UTC day, to read that day only.
+
+    Raises UsageError when there is no such event, IntegrityError when its evidence is not in the register.
+    """
+    if not _EVENT_UID.fullmatch(event_uid):
+        raise UsageError(f"{event_uid!r} is not an event_uid", "it has 40 hex digits; every event row has one")
+    for table in names("event"):
+        rows = archive.scan(table, None if day is None else [day])
+        found = rows.filter(pl.col("event_uid") == event_uid).head(1).collect()
+        if found.height:
+            event = found.row(0, named=True)
+            taken = archive.evidence.ingests(event["evidence_id"]).filter(pl.col("status") != "refused")
+            if taken.is_empty():
+                fact = f"{table}: evidence {event['evidence_id']} of event {event_uid} is not in the register"
+                raise IntegrityError(fact)
+            ingests = tuple(reversed(taken.to_dicts()))
+            return RawRecord(table, event, ingests, event["byte_offset"], event["byte_length"])
+    where = "the archive" if day is None else f"the archive's day {day.isoformat()}"
+    raise UsageError(f"event {event_uid} is not in {where}", "take an event_uid from an event table or a finding")
+
+
+def read_raw(evidence_row: Mapping[str, Any], byte_offset: int, byte_length: int) -> bytes:
+    """A byte range of a piece of evidence, after checking its hash.
+
+    A plain file that has only grown since its ingest is unchanged as far as it was read.
+
+    Args:
+        evidence_row: row of the register: path, member, container, file_sha256, content_bytes.
+        byte_offset, byte_length: the range, in the decompressed content.
+
+    Raises IntegrityError when the file has changed, UsageError when it is not there or the range is not in it.
+    """
+    path, size = str(evidence_row["path"]), int(evidence_row["content_bytes"])
+    if byte_offset < 0 or byte_length < 0 or byte_length > MAXIMUM or byte_offset + byte_length > size:
+        end = byte_offset + byte_length
+        raise UsageError(f"{path}: bytes {byte_offset} to {end} are not a record of its {size} bytes")
+    try:
+        _check(path, evidence_row)
+        return _read(path, evidence_row, byte_offset, byte_length)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: not found", "bring the evidence file back to this path") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _check(path: str, row: Mapping[str, Any]) -> None:
+    if row["container"] == "none":
+        size = int(row["content_bytes"])
+        now = prefix_hashes(path, [size])[0].get(size)
+    else:
+        now = hash_file(path)
+    if now != row["file_sha256"]:
+        raise IntegrityError(
+            f"{path}: sha256 is {now or 'another: the file is shorter'}, the register has {row['file_sha256']}",
+            "the evidence was changed after its ingest; find the untouched file",
+        )
+
+
+def _read(path: str, row: Mapping[str, Any], offset: int, length: int) -> bytes:
+    in_zip = row["container"] == "zip"
+    if row["container"] == "none":
+        with Piece(path).open_raw() as raw:
+            raw.seek(offset)
+            return raw.read(length)
+    stream, _, damage = Piece(path, row["member"], in_zip=in_zip).open()
+    with stream:
+        left = offset
+        while left:
+            skipped = len(stream.read(min(left, CHUNK)))
+            if not skipped:
+                break
+            left -= skipped
+        content = b""
+        while len(content) < length and (chunk := stream.read(length - len(content))):
+            content += chunk
+    if left or len(content) < length:
+        why = damage() or "it is shorter than recorded"
+        raise IntegrityError(f"{path}: the content ends before byte {offset + length}: {why}")
+    return content

@@ -1,0 +1,168 @@
+"""Verbs that fill and look after an archive: init, reference, ingest, status, quarantine, raw, verify."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.options import DEFAULT_ARCHIVE, ArchiveOption, FormatOption, open_archive, progress
+from flows.output import OutputFormat
+
+reference_app = typer.Typer(help="Reference tables: tenants, credentials, bindings, networks, ...", no_args_is_help=True, rich_markup_mode=None)
+quarantine_app = typer.Typer(help="Records that were refused, and why.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs."""
+    app.command(epilog="Example: gatehound init -a case17")(init)
+    app.add_typer(reference_app, name="reference")
+    app.command(epilog="Example: gatehound ingest -a case17 logs/ --tz Europe/London --year 2021")(ingest)
+    app.command(epilog="Example: gatehound status -a case17")(status)
+    app.add_typer(quarantine_app, name="quarantine")
+    app.command(epilog="Example: gatehound raw -a case17 0f3c...")(raw)
+    app.command(epilog="Example: gatehound verify -a case17 --docs validation-report")(verify)
+
+
+def init(archive: ArchiveOption = DEFAULT_ARCHIVE, to: FormatOption = OutputFormat.table) -> None:
+    """Create an archive."""
+    from archive.store import Archive
+    from flows.output import stderr, to_json, write
+
+    created = Archive.create(archive)
+    if to is OutputFormat.json:
+        write(to_json({"archive": created.uri, "tables": created.versions()}) + "\n")
+    else:
+        stderr().print(f"Created the archive {archive}", markup=False)
+
+
+@reference_app.command("load", epilog="Example: gatehound reference load -a case17 reference/")
+def reference_load(
+    paths: Annotated[list[str], typer.Argument(help="CSV files or folders; each table by its file name.")],
+    archive: ArchiveOption = DEFAULT_ARCHIVE,
+    to: FormatOption = OutputFormat.table,
+) -> None:
+    """Load reference tables from CSV; each replaces the table that stands."""
+    from flows.output import stderr, to_json, write
+    from flows.pipeline.deriving import refresh
+    from flows.pipeline.references import load
+
+    opened = open_archive(archive)
+    answer = load(opened, paths)
+    refresh(opened)
+    if to is OutputFormat.json:
+        write(to_json(answer) + "\n")
+        return
+    for name, rows in answer["loaded"].items():
+        stderr().print(f"{name}: {rows:,} rows", markup=False)
+    for path in answer["not_a_reference_table"]:
+        stderr().print(f"passed over {path}: not the name of a reference table", markup=False)
+
+
+def ingest(
+    paths: Annotated[list[str], typer.Argument(help="Files, folders, patterns, archives or URIs.")],
+    archive: ArchiveOption = DEFAULT_ARCHIVE,
+    collection: Annotated[str | None, typer.Option(help="CSV that says how each file was collected: path, tenant_id, host, tz, year.")] = None,
+    format: Annotated[str | None, typer.Option(help="Read everything as this format instead of recognising it.")] = None,  # noqa: A002
+    tz: Annotated[str | None, typer.Option(help="Zone of times without one (IANA name or +02:00). Without it UTC is assumed, and said so.")] = None,
+    year: Annotated[int | None, typer.Option(help="Year of the first record, for times without one. Without it the file time decides.")] = None,
+    host: Annotated[str | None, typer.Option(help="Host that the logs come from, where they do not say.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Tenant of records that name none.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a file if any record is quarantined.")] = False,
+    jobs: Annotated[int, typer.Option(help="Threads for parsing; 0 takes all cores.", min=0)] = 0,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler: one task per file.")] = None,
+    to: FormatOption = OutputFormat.table,
+) -> None:
+    """Read logs into the archive: recognised by content, checked by contract, each record accounted for."""
+    from flows.commands.render import show_ingest
+    from flows.pipeline.running import ingest_paths
+
+    if jobs:
+        _threads(jobs)
+    with progress() as tell:
+        answer = ingest_paths(
+            archive, paths, collection=collection, format=format, tz=tz, year=year, host=host, tenant=tenant,
+            strict=strict, dask=dask, tell=tell,
+        )  # fmt: skip
+    show_ingest(answer, to)
+    if answer["totals"]["refused"]:
+        raise typer.Exit(3)
+
+
+def _threads(jobs: int) -> None:
+    """Polars reads its thread count once, at import."""
+    import os
+
+    if "polars" not in sys.modules:
+        os.environ["POLARS_MAX_THREADS"] = str(jobs)
+
+
+def status(archive: ArchiveOption = DEFAULT_ARCHIVE, to: FormatOption = OutputFormat.table) -> None:
+    """Tables, rows, days, evidence, quarantine."""
+    from flows.commands.render import show_status
+    from flows.pipeline.status import status_of
+
+    show_status(status_of(open_archive(archive)), to)
+
+
+@quarantine_app.command("list", epilog="Example: gatehound quarantine list -a case17")
+def quarantine_list(
+    archive: ArchiveOption = DEFAULT_ARCHIVE,
+    limit: Annotated[int, typer.Option(help="Most rows.")] = 1000,
+    to: FormatOption = OutputFormat.table,
+) -> None:
+    """Refused records by file and reason."""
+    from flows.output import emit_frame
+    from flows.pipeline.status import quarantine_groups
+
+    emit_frame(quarantine_groups(open_archive(archive)).head(limit), to)
+
+
+@quarantine_app.command("show", epilog="Example: gatehound quarantine show -a case17 --reason 'framing: record is longer than 8 MiB'")
+def quarantine_show(
+    archive: ArchiveOption = DEFAULT_ARCHIVE,
+    path: Annotated[str | None, typer.Option(help="Only records of this file.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only records with this reason.")] = None,
+    limit: Annotated[int, typer.Option(help="Most rows.")] = 20,
+    to: FormatOption = OutputFormat.table,
+) -> None:
+    """Refused records with their place and how they begin."""
+    from flows.output import emit_frame
+    from flows.pipeline.status import quarantine_rows
+
+    emit_frame(quarantine_rows(open_archive(archive), path, reason, limit), to)
+
+
+def raw(
+    event_uid: Annotated[str, typer.Argument(help="event_uid of an event, or quarantine_uid of a refused record.")],
+    archive: ArchiveOption = DEFAULT_ARCHIVE,
+) -> None:
+    """Print the untouched source record, after checking that the file's hash still holds."""
+    from flows.output import plain, stderr
+
+    found = open_archive(archive).raw(event_uid)
+    if sys.stdout.isatty():
+        stderr().print(f"{found.path}: bytes {found.byte_offset} to {found.byte_offset + found.byte_length}", markup=False)
+        sys.stdout.write(plain(found.data.decode("utf-8", "replace")) + "\n")
+    else:
+        sys.stdout.buffer.write(found.data + b"\n")
+
+
+def verify(
+    archive: ArchiveOption = DEFAULT_ARCHIVE,
+    docs: Annotated[Path | None, typer.Option(help="Render all validation results as Great Expectations Data Docs into this folder.")] = None,
+    to: FormatOption = OutputFormat.table,
+) -> None:
+    """Check evidence hashes, the custody chain and the table files."""
+    from flows.commands.render import show_problems
+
+    opened = open_archive(archive)
+    problems = opened.verify()
+    if docs is not None:
+        from data_contracts.docs import build_docs
+        from flows.output import stderr
+
+        index = build_docs(opened.place.path("validation"), str(docs))
+        stderr().print(f"Data Docs: {index}", markup=False)
+    if show_problems(problems, to):
+        raise typer.Exit(4)

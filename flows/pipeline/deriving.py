@@ -1,0 +1,77 @@
+"""Derived tables kept in step with the events: only the days that changed are built again.
+
+Each derived table remembers, in its own transaction log, up to which version of each source it has been built. Whatever
+stopped an earlier run, the next one catches up from there.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import date, timedelta
+
+import polars as pl
+
+from archive.store import Archive
+from data_contracts import contract
+from transforms.derived import Derived, derived
+
+_DAYS_A_COMMIT = 31  # days that are built before they are committed; bounds what is held
+
+Tell = Callable[[str, int], None]
+
+
+def refresh(archive: Archive, tell: Tell | None = None, *, everything: bool = False) -> dict[str, int]:
+    """Builds what is behind its sources.
+
+    Args:
+        archive: the archive.
+        tell: told (table, days) as days are done.
+        everything: build all days, whatever has changed.
+
+    Returns:
+        Days (months for monthly tables) built, by table.
+    """
+    built: dict[str, int] = {}
+    for table in derived():
+        versions = {s: v for s, v in archive.versions().items() if s in table.sources}
+        days = _stale(archive, table, versions, everything=everything)
+        for begin in range(0, len(days), _DAYS_A_COMMIT):
+            some = days[begin : begin + _DAYS_A_COMMIT]
+            last = begin + _DAYS_A_COMMIT >= len(days)
+            frames = [_build(archive, table, day) for day in some]
+            archive.replace_days(table.table, pl.concat(frames), some, versions if last else {})
+            if tell:
+                tell(table.table, len(some))
+        if days:
+            built[table.table] = len(days)
+        elif versions != {s: v for s, v in archive.built_from(table.table).items() if s in versions}:
+            archive.replace_days(table.table, contract(table.table).conform(pl.LazyFrame()).collect(), [], versions)
+    return built
+
+
+def _stale(archive: Archive, table: Derived, versions: dict[str, int], *, everything: bool) -> list[date]:
+    """Days whose rows must be built, in order; months by their first day."""
+    before = archive.built_from(table.table)
+    dated = {s for s in table.sources if contract(s).kind != "reference"}
+    moved = any(versions.get(s) != before.get(s) for s in table.sources if s not in dated)
+    days: set[date] = set()
+    for source in dated & set(versions):
+        since = None if everything or moved else before.get(source)
+        days |= _affected(archive.changed_dates(source, since), table)
+    return sorted(days)
+
+
+def _affected(changed: Iterable[date], table: Derived) -> set[date]:
+    """A change on one day is felt by the month, or by that day and the next: a session may have begun before midnight."""
+    if table.period == "month":
+        return {d.replace(day=1) for d in changed}
+    return {d + timedelta(days=n) for d in changed for n in (0, 1)}
+
+
+def _build(archive: Archive, table: Derived, day: date) -> pl.DataFrame:
+    if table.period == "month":
+        wanted = [day + timedelta(days=n) for n in range(31)]
+    else:
+        wanted = [day - timedelta(days=1), day]
+    inputs = {
+        s: archive.scan(s) if contract(s).kind == "reference" else archive.scan(s, dates=wanted) for s in table.sources
+    }
+    return table.build(day, inputs).collect(engine="streaming")

@@ -1,0 +1,352 @@
+"""Evidence into the archive: examine, read, stage, validate, commit; each piece once, whatever happens in between."""
+
+import fnmatch
+import getpass
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+
+from archive import evidence
+from archive.store import Archive, Staged
+from data_contracts import contract, gate
+from data_contracts.errors import GatehoundError, RefusedError
+from flows.pipeline.reading import EVENT_TABLES, Counts, How, Source, examine, read, summary
+from flows.pipeline.references import load_references
+from transforms.enrich import References
+from transforms.model import Context
+
+_ROWS_A_STAGE = 1_000_000  # rows of all tables that are held before they are written
+_BYTES_A_BATCH = 256 << 20  # content of the pieces that are validated and committed together
+_PIECES_A_BATCH = 200
+
+Tell = Callable[[str, int], None]  # (what, bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the caller says about the evidence."""
+
+    collection: pl.DataFrame | None = None
+    how: How = field(default_factory=How)
+    strict: bool = False
+
+    def for_piece(self, label: str) -> How:
+        """How a piece was collected: the first row of collection.csv whose path or pattern fits, then the caller's word."""
+        how = self.how
+        for row in self.collection.iter_rows(named=True) if self.collection is not None else ():
+            pattern = str(row["path"])
+            if label == pattern or label.endswith("/" + pattern) or fnmatch.fnmatch(label, pattern) or fnmatch.fnmatch(label, "*/" + pattern):
+                return How(
+                    how.format, row["tz"] or how.tz, row["year"] or how.year, row["host"] or how.host, row["tenant_id"] or how.tenant_id
+                )  # fmt: skip
+        return how
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Pieces that are staged, validated and committed together."""
+
+    sources: list[Source] = field(default_factory=list)
+    frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    rows: int = 0
+    bytes: int = 0
+    staged: dict[str, list[Staged]] = field(default_factory=dict)
+    quarantine: list[pl.DataFrame] = field(default_factory=list)
+    done: dict[str, set[str]] = field(default_factory=dict)  # evidence -> tables that hold it already, after a crash
+
+    def tag(self, run_id: str) -> str:
+        """What staged files belong to: the piece if it is alone, else the run."""
+        return self.sources[0].evidence_id if len(self.sources) == 1 else run_id
+
+
+class Ingest:
+    """One run of ingest over an archive.
+
+    Args:
+        archive: where to.
+        options: what the caller says about the evidence.
+        tell: told of progress, in bytes.
+    """
+
+    def __init__(self, archive: Archive, options: Options, tell: Tell | None = None) -> None:
+        self.archive = archive
+        self.options = options
+        self.tell = tell or (lambda what, size: None)
+        self.run_id = uuid.uuid4().hex[:16]
+        self.at = datetime.now(UTC)
+        self.refs: References = load_references(archive)
+        self.finished: list[Source] = []
+        self._batch = _Batch()
+
+    def run(self, paths: Iterable[str]) -> dict[str, Any]:
+        """Ingests every piece below the paths; what is refused never stops the rest.
+
+        Returns:
+            The answer of ``ingest -t json`` (docs: command line).
+        """
+        gate.warm_up()
+        for path in evidence.find(list(paths)):
+            try:
+                found = evidence.pieces(path)
+            except (GatehoundError, OSError) as error:
+                self._refuse_unread(evidence.Piece(path), error)
+                continue
+            for piece in found:
+                self._take(piece)
+        self._finish(self._batch)
+        return self._answer()
+
+    def _take(self, piece: evidence.Piece) -> None:
+        began = time.monotonic()
+        try:
+            source = examine(
+                self.archive, piece, self.options.for_piece(piece.label), lambda n: self.tell("hash " + piece.label, n)
+            )
+        except (GatehoundError, OSError) as error:
+            self._refuse_unread(piece, error)
+            return
+        if source.status == "known" or any(s.evidence_id == source.evidence_id for s in self._batch.sources):
+            source.status = "known"
+            self.finished.append(source)
+        elif source.status == "refused":
+            self._refuse(source)
+        else:
+            self._read_into(self._batch, source)
+            source.seconds = time.monotonic() - began
+            if self._batch.bytes > _BYTES_A_BATCH or len(self._batch.sources) >= _PIECES_A_BATCH:
+                self._finish(self._batch)
+                self._batch = _Batch()
+
+    def _read_into(self, batch: _Batch, source: Source) -> None:
+        batch.sources.append(source)
+        batch.bytes += source.identity.content_bytes
+        batch.done[source.evidence_id] = {t for t in EVENT_TABLES if self.archive.committed(t, source.evidence_id)}
+        for block in read(source, self.refs, lambda n: self.tell("read " + source.piece.label, n)):
+            if block.quarantine.height:
+                batch.quarantine.append(block.quarantine)
+            for table, frame in block.events.items():
+                if table in batch.done[source.evidence_id]:
+                    continue
+                batch.frames.setdefault(table, []).append(frame)
+                batch.rows += frame.height
+            if batch.rows >= _ROWS_A_STAGE:
+                self._stage(batch)
+
+    def _stage(self, batch: _Batch) -> None:
+        for table, frames in batch.frames.items():
+            frame = pl.concat(frames)
+            if frame["has_id"].any():
+                frame = self._without_duplicates(batch, table, frame)
+            frame = frame.drop("has_id")
+            if frame.height:
+                batch.staged.setdefault(table, []).extend(self.archive.stage(table, frame, batch.tag(self.run_id)))
+        batch.frames.clear()
+        batch.rows = 0
+
+    def _without_duplicates(self, batch: _Batch, table: str, frame: pl.DataFrame) -> pl.DataFrame:
+        """Drops rows whose own record id the archive, this run or this frame holds already, and counts them."""
+        own = frame.filter("has_id")
+        dates = own["date"].unique().to_list()
+        held = [self.archive.event_uids(table, dates, s) for s in own["source"].unique().to_list()]
+        held.append(self._staged_uids(batch.staged.get(table, []), table, set(dates)))
+        again = (
+            pl.col("has_id")
+            & (pl.col("event_uid").is_in(pl.concat(held).implode()) | ~pl.col("event_uid").is_first_distinct())
+        )  # fmt: skip
+        frame = frame.with_columns(again.alias("again"))
+        for evidence_id, number in frame.filter("again").group_by("evidence_id").len().iter_rows():
+            counts = self._source(batch, evidence_id).counts
+            counts.duplicates += number
+            counts.events[table] -= number
+        return frame.filter(~pl.col("again")).drop("again")
+
+    def _staged_uids(self, staged: list[Staged], table: str, dates: set[Any]) -> pl.Series:
+        """Event ids of files that this run has staged for some days and not yet committed."""
+        files = [self._place(table, f) for f in staged if f.date in dates]
+        if not files:
+            return pl.Series("event_uid", [], dtype=pl.String)
+        options = self.archive.place.storage_options
+        lazy = pl.scan_parquet(files, storage_options=options, hive_partitioning=False)
+        return lazy.select(pl.col("event_uid").cast(pl.String)).collect()["event_uid"]
+
+    def _place(self, table: str, staged: Staged) -> str:
+        return self.archive.place.path("tables", table, staged.path)
+
+    @staticmethod
+    def _source(batch: _Batch, evidence_id: str) -> Source:
+        return next(s for s in batch.sources if s.evidence_id == evidence_id)
+
+    def _finish(self, batch: _Batch) -> None:
+        """Validates what is staged; commits it, or refuses the pieces that break a contract."""
+        if not batch.sources:
+            return
+        self._stage(batch)
+        began = time.monotonic()
+        failures = self._validate(batch)
+        if failures or (self.options.strict and any(s.counts.quarantined for s in batch.sources)):
+            self._part(batch, failures)
+            return
+        try:
+            for table, staged in batch.staged.items():
+                ids = [s.evidence_id for s in batch.sources if table not in batch.done[s.evidence_id]]
+                self.archive.commit(table, staged, ids)
+        except RefusedError:  # another run has committed some of these pieces in the meantime
+            if len(batch.sources) == 1:
+                raise
+            self._part(batch, [])
+            return
+        self._commit_registers(batch, [s.evidence_id for s in batch.sources])
+        share = (time.monotonic() - began) / len(batch.sources)
+        for source in batch.sources:
+            source.seconds += share
+        self.finished.extend(batch.sources)
+
+    def _validate(self, batch: _Batch) -> list[dict[str, Any]]:
+        failures: list[dict[str, Any]] = []
+        label = f"{self.run_id}-{batch.sources[0].evidence_id[:12]}"
+        for table, staged in batch.staged.items():
+            place = self.archive.place
+            result = gate.validate(
+                table,
+                [self._place(table, f) for f in staged],
+                out_dir=place.path("validation"),
+                filesystem=None if place.is_local else place.filesystem,
+                label=label,
+            )
+            if not result.success:
+                failures.extend(result.failures)
+        return failures
+
+    def _part(self, batch: _Batch, failures: list[dict[str, Any]]) -> None:
+        """A batch that must not be committed: each piece is tried alone, so that one bad file refuses no other."""
+        for table, staged in batch.staged.items():
+            self.archive.discard(table, staged)
+        if len(batch.sources) == 1:
+            source = batch.sources[0]
+            if failures:
+                source.reason = "contract: " + json.dumps(failures, default=str)[:8000]
+            else:
+                source.reason = "--strict: records were quarantined: " + json.dumps(dict(source.counts.quarantined))
+            self._refuse(source)
+            return
+        for source in batch.sources:
+            alone = _Batch()
+            source.counts = Counts()
+            assert source.ctx is not None
+            source.ctx = _fresh(source.ctx)
+            self._read_into(alone, source)
+            self._finish(alone)
+
+    def _refuse(self, source: Source) -> None:
+        source.status = "refused"
+        self.finished.append(source)
+        self.archive.record_evidence([self._row(source)])
+        self.archive.custody("refuse", {"path": source.piece.label, "sha256": source.evidence_id, "reason": source.reason})
+
+    def _refuse_unread(self, piece: evidence.Piece, error: Exception) -> None:
+        fact = error.fact if isinstance(error, GatehoundError) else f"{piece.label}: {error}"
+        nothing = evidence.Identity("0" * 64, "0" * 64, 0, "none", b"", b"", ends_with_newline=True, damage=None, prefixes={})
+        source = Source(piece, How(), nothing, "refused", fact)
+        self.finished.append(source)
+        self.archive.custody("refuse", {"path": piece.label, "reason": fact})
+
+    def _commit_registers(self, batch: _Batch, ids: list[str]) -> None:
+        if batch.quarantine:
+            rows = pl.concat(batch.quarantine).with_columns(
+                pl.lit(self.at.date()).alias("date"), pl.lit(self.at).alias("ingested_at")
+            )
+            held = contract("quarantine").conform(rows.lazy()).collect()
+            staged = self.archive.stage("quarantine", held, batch.tag(self.run_id))
+            self.archive.commit("quarantine", staged, ids)
+        for source in batch.sources:
+            if not source.counts.add_up():
+                raise AssertionError(f"{source.piece.label}: the counts do not add up: {summary(source)}")
+        self.archive.record_evidence([self._row(s) for s in batch.sources])
+        for source in batch.sources:
+            entry = summary(source)
+            self.archive.custody("ingest", {k: entry[k] for k in ("path", "sha256", "bytes", "format", "status", "records")})
+
+    def _row(self, source: Source) -> dict[str, Any]:
+        """The register's row of a piece."""
+        c, identity, ctx = source.counts, source.identity, source.ctx
+        refused = source.status == "refused"
+        return {
+            "evidence_id": source.evidence_id, "date": self.at.date(), "path": source.piece.path, "member": source.piece.member,
+            "container": identity.container, "file_sha256": identity.file_sha256, "file_bytes": source.piece.file_bytes,
+            "content_bytes": identity.content_bytes, "ends_with_newline": identity.ends_with_newline,
+            "file_mtime": source.piece.mtime, "format": source.format,
+            "format_reason": source.choice.match.reason if source.choice else None,
+            "status": source.status, "reason": source.reason, "grown_from": source.grown_from, "resumed_at": source.resumed_at,
+            "host": source.how.host, "tenant_id": source.how.tenant_id, "tz": ctx.tz if ctx else None,
+            "tz_basis": ctx.tz_basis if ctx else None, "year": ctx.year if ctx else None, "year_basis": ctx.year_basis if ctx else None,
+            "records": c.records, "events": 0 if refused else sum(c.events.values()),
+            **{t: 0 if refused else c.events[t] for t in EVENT_TABLES},
+            "continuations": c.continuations, "ignored": sum(c.ignored.values()), "duplicates": c.duplicates,
+            "quarantined": sum(c.quarantined.values()), "ignored_reasons": json.dumps(dict(sorted(c.ignored.items()))),
+            "quarantined_reasons": json.dumps(dict(sorted(c.quarantined.items()))), "first_ts": c.first_ts, "last_ts": c.last_ts,
+            "tool_version": tool_version(), "ingested_at": self.at, "ingested_by": _who(), "run_id": self.run_id,
+            "validation": None if refused else "validation",
+        }  # fmt: skip
+
+    def _answer(self) -> dict[str, Any]:
+        entries = [summary(s) for s in self.finished]
+        return {"evidence": entries, "totals": totals(entries), "archive_version": self.archive.versions()}
+
+
+def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums of the counts of all pieces that were read now."""
+    read_now = [e for e in entries if e["status"] in ("committed", "grown")]
+
+    def merged(key: str) -> dict[str, int]:
+        names = sorted({n for e in read_now for n in e[key]})
+        return {n: sum(e[key].get(n, 0) for e in read_now) for n in names}
+
+    statuses = ("committed", "grown", "known", "refused")
+    return {
+        "files": len(entries),
+        **{status: sum(e["status"] == status for e in entries) for status in statuses},
+        "bytes": sum(e["bytes"] for e in read_now),
+        "records": sum(e["records"] for e in read_now),
+        "events": merged("events"),
+        "continuations": sum(e["continuations"] for e in read_now),
+        "ignored": merged("ignored"),
+        "duplicates": sum(e["duplicates"] for e in read_now),
+        "quarantined": merged("quarantined"),
+        "first_ts": min((e["first_ts"] for e in read_now if e["first_ts"]), default=None),
+        "last_ts": max((e["last_ts"] for e in read_now if e["last_ts"]), default=None),
+    }
+
+
+def _fresh(ctx: Context) -> Context:
+    from dataclasses import replace
+
+    return replace(ctx, carry={})
+
+
+def tool_version() -> str:
+    """Version of gatehound."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("gatehound")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+

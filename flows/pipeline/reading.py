@@ -1,0 +1,279 @@
+"""One piece of evidence: what it is, which format reads it, and its records turned into checked event rows."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from archive.evidence import Identity, Piece, identify
+from archive.store import Archive
+from data_contracts import contract
+from transforms import registry, syslog
+from transforms.enrich import References, enrich
+from transforms.framing import Framer, decode, head_of
+from transforms.model import CONTINUATION, IGNORED, QUARANTINED, Context
+
+EVENT_TABLES = ("access_events", "mail_events", "change_events")
+_EXCERPT = 2000
+_REASONS = 200  # distinct reasons that are counted by name
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a piece was collected, as the caller or collection.csv says; all optional."""
+
+    format: str | None = None
+    tz: str | None = None
+    year: int | None = None
+    host: str | None = None
+    tenant_id: str | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the records of one piece of evidence."""
+
+    records: int = 0
+    events: Counter[str] = field(default_factory=Counter)
+    continuations: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    first_ts: datetime | None = None
+    last_ts: datetime | None = None
+
+    def add_up(self) -> bool:
+        """Whether every record is accounted for."""
+        parts = sum(self.events.values()) + self.continuations + sum(self.ignored.values()) + self.duplicates
+        return self.records == parts + sum(self.quarantined.values())
+
+    def span(self, frame: pl.DataFrame) -> None:
+        """Widens first and last event time by the rows of a frame."""
+        if not frame.height:
+            return
+        low, high = frame.select(pl.col("ts").min().alias("low"), pl.col("ts").max().alias("high")).row(0)
+        self.first_ts = min(filter(None, (self.first_ts, low)), default=None)
+        self.last_ts = max(filter(None, (self.last_ts, high)), default=None)
+
+
+@dataclass(slots=True)
+class Source:
+    """A piece of evidence once it is identified."""
+
+    piece: Piece
+    how: How
+    identity: Identity
+    status: str  # committed, grown, known or refused
+    reason: str | None = None
+    choice: registry.Choice | None = None
+    grown_from: str | None = None
+    resumed_at: int = 0
+    ctx: Context | None = None
+    counts: Counts = field(default_factory=Counts)
+    seconds: float = 0.0
+
+    @property
+    def evidence_id(self) -> str:
+        return self.identity.evidence_id
+
+    @property
+    def format(self) -> str | None:
+        return None if self.choice is None or self.ctx is None else registry.read_by(self.choice, self.ctx)
+
+
+def examine(archive: Archive, piece: Piece, how: How, progress: Progress | None = None) -> Source:
+    """Hashes a piece and decides what is to be done with it."""
+    sizes = archive.evidence_sizes()
+    identity = identify(piece, list(sizes), progress)
+    source = Source(piece, how, identity, "committed")
+    if archive.known_evidence(identity.evidence_id) is not None:
+        source.status = "known"
+        return source
+    choice = registry.choose(head_of(identity.head, piece.label), how.format)
+    if isinstance(choice, str):
+        source.status, source.reason = "refused", choice if identity.content_bytes else (identity.damage or choice)
+        return source
+    source.choice = choice
+    for size in sorted(identity.prefixes, reverse=True):
+        if identity.prefixes[size] in sizes[size]:
+            source.status, source.grown_from, source.resumed_at = "grown", identity.prefixes[size], size
+            break
+    source.ctx = _context(source)
+    return source
+
+
+def _context(source: Source) -> Context:
+    identity, how = source.identity, source.how
+    assert source.choice is not None
+    ctx = Context(
+        evidence_id=identity.evidence_id,
+        variant=source.choice.match.variant,
+        tz=how.tz or "UTC",
+        tz_basis="given" if how.tz else "assumed",
+        year=how.year,
+        year_basis="given" if how.year else "none",
+        not_after=source.piece.mtime,
+        host=how.host,
+        tenant_id=how.tenant_id,
+    )
+    if source.choice.name == registry.SYSLOG and how.year is None:
+        year = syslog.plan_year(decode(identity.head), decode(identity.tail), ctx)
+        if year is not None:
+            ctx.year, ctx.year_basis = year, "file_time"
+    return ctx
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Checked rows of one block: event rows by table (with `has_id`), and quarantine rows."""
+
+    events: dict[str, pl.DataFrame]
+    quarantine: pl.DataFrame
+
+
+def read(source: Source, refs: References, progress: Progress | None = None) -> Iterator[Block]:
+    """Blocks of checked rows; source.counts grows with each."""
+    assert source.choice is not None
+    assert source.ctx is not None
+    stream, _, _ = source.piece.open()
+    with stream:
+        framer = Framer(stream, source.choice.framing, wrapped=source.choice.match.variant == "wrapped")
+        for records in framer.blocks(progress):
+            yield _block(source, _mark_cut(source, records), refs)
+        if source.identity.damage and source.identity.ends_with_newline:
+            yield _block(source, _nothing_more(source, framer), refs)
+
+
+def _is_new(source: Source) -> pl.Expr:
+    """Records of a grown log that the shorter version had not; those before are parsed, for what they set up, and dropped."""
+    at = source.resumed_at
+    return (pl.col("byte_offset") >= at) | (pl.col("byte_offset") + pl.col("byte_length") > at)
+
+
+def _mark_cut(source: Source, records: pl.DataFrame) -> pl.DataFrame:
+    """In a stream that is cut off, the last record is not whole."""
+    identity = source.identity
+    if identity.damage is None or identity.ends_with_newline:
+        return records
+    end = pl.col("byte_offset") + pl.col("byte_length")
+    cut = (end >= identity.content_bytes - 1) & (pl.col("record_no") == pl.col("record_no").max())
+    return records.with_columns(
+        pl.when(cut & pl.col("damage").is_null()).then(pl.lit(identity.damage)).otherwise("damage").alias("damage")
+    )
+
+
+def _nothing_more(source: Source, framer: Framer) -> pl.DataFrame:
+    """An empty record at the place where a damaged stream ends, so that the loss is on record."""
+    row = {"record_no": [framer.records], "byte_offset": [source.identity.content_bytes], "byte_length": [0]}
+    framer.records += 1
+    return pl.DataFrame(row).with_columns(pl.lit("").alias("raw"), pl.lit(source.identity.damage).alias("damage"))
+
+
+def _block(source: Source, records: pl.DataFrame, refs: References) -> Block:
+    assert source.choice is not None
+    assert source.ctx is not None
+    counts, ctx = source.counts, source.ctx
+    rows = registry.parse(source.choice, records, ctx)
+    if rows.height != records.height:
+        raise AssertionError(f"{source.choice.name}: {records.height} records became {rows.height} rows")
+    if source.resumed_at:
+        rows, records = rows.filter(_is_new(source)), records.filter(_is_new(source))
+    counts.records += rows.height
+    _count(counts, rows)
+    events: dict[str, pl.DataFrame] = {}
+    refused = [_refused(rows, "parse", pl.col("reason"))]
+    for table in EVENT_TABLES:
+        mine = rows.filter(pl.col("disposition") == table)
+        if not mine.height:
+            continue
+        full = enrich(mine, table, refs, ctx)
+        accepted, bad = _split(table, full)
+        if bad.height:
+            counts.quarantined.update(dict(bad.group_by("reason").len().iter_rows()))
+            refused.append(_refused(bad.with_columns(pl.lit(QUARANTINED).alias("disposition")), "contract", pl.col("reason")))
+        counts.events[table] += accepted.height
+        counts.span(accepted)
+        events[table] = accepted
+    return Block(events, _quarantine(source, records, pl.concat(refused)))
+
+
+def _split(table: str, full: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Accepted rows (with has_id) and refused rows (place and reason)."""
+    rules = contract(table)
+    has_id = full["has_id"]
+    conformed = rules.conform(full.lazy()).collect()
+    accepted, refused = rules.split(conformed)
+    if not refused.height:
+        return conformed.with_columns(has_id), refused
+    accepted = accepted.join(full.select("byte_offset", "has_id"), on="byte_offset", how="left", maintain_order="left")
+    return accepted, refused.select("record_no", "byte_offset", "byte_length", "reason")
+
+
+def _count(counts: Counts, rows: pl.DataFrame) -> None:
+    groups = rows.filter(~pl.col("disposition").is_in(EVENT_TABLES)).group_by("disposition", "reason").len()
+    for disposition, reason, number in groups.iter_rows():
+        if disposition == CONTINUATION:
+            counts.continuations += number
+            continue
+        target = counts.ignored if disposition == IGNORED else counts.quarantined
+        name = reason or "no reason given"
+        target[name if name in target or len(target) < _REASONS else "other reasons"] += number
+
+
+def _refused(rows: pl.DataFrame, stage: str, reason: pl.Expr) -> pl.DataFrame:
+    framing = pl.col("reason").str.starts_with("framing: ")
+    return rows.filter(pl.col("disposition") == QUARANTINED).select(
+        "record_no", "byte_offset", "byte_length",
+        pl.when(framing).then(pl.lit("framing")).otherwise(pl.lit(stage)).alias("stage"),
+        reason.fill_null("no reason given").alias("reason"),
+    )  # fmt: skip
+
+
+def _quarantine(source: Source, records: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the quarantine table without the columns that the ingest run knows (date, ingested_at)."""
+    from transforms.enrich import event_uids
+
+    if not refused.height:
+        return refused
+    with_text = refused.join(records.select("record_no", "raw"), on="record_no", how="left", maintain_order="left")
+    return with_text.select(
+        event_uids(source.evidence_id, with_text["byte_offset"]).alias("quarantine_uid"),
+        pl.lit(source.evidence_id).alias("evidence_id"),
+        pl.lit(source.piece.path).alias("path"),
+        pl.lit(source.piece.member, dtype=pl.String).alias("member"),
+        pl.lit(source.choice.name if source.choice else None, dtype=pl.String).alias("format"),
+        "stage", "reason", "record_no", "byte_offset", "byte_length",
+        pl.col("raw").str.slice(0, _EXCERPT).alias("excerpt"),
+    )  # fmt: skip
+
+
+def summary(source: Source) -> dict[str, Any]:
+    """One entry of `evidence` in the JSON answer of ingest."""
+    c = source.counts
+    return {
+        "path": source.piece.label,
+        "sha256": source.evidence_id,
+        "bytes": source.identity.content_bytes,
+        "format": source.format,
+        "status": source.status,
+        "reason": source.reason,
+        "records": c.records,
+        "events": {t: c.events[t] for t in EVENT_TABLES if c.events[t]},
+        "continuations": c.continuations,
+        "ignored": dict(sorted(c.ignored.items())),
+        "duplicates": c.duplicates,
+        "quarantined": dict(sorted(c.quarantined.items())),
+        "first_ts": iso(c.first_ts),
+        "last_ts": iso(c.last_ts),
+        "seconds": round(source.seconds, 3),
+    }
+
+
+def iso(when: datetime | None) -> str | None:
+    """UTC, ISO 8601 with Z."""
+    return None if when is None else when.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,81 @@
+"""The whole of ingest: collection sheet, evidence, derived tables; on this machine or one task per file on Dask."""
+
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+
+from archive.store import Archive
+from data_contracts.errors import UsageError
+from flows.pipeline.deriving import refresh
+from flows.pipeline.ingesting import Ingest, Options, totals
+from flows.pipeline.reading import How
+from flows.pipeline.references import read_table
+
+Tell = Callable[[str, int], None]
+
+
+def ingest_paths(  # noqa: PLR0917 - keyword arguments of the command line
+    archive: str, paths: list[str], *, collection: str | None = None, format: str | None = None, tz: str | None = None,  # noqa: A002
+    year: int | None = None, host: str | None = None, tenant: str | None = None, strict: bool = False, dask: str | None = None,
+    tell: Tell | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Ingests evidence and brings the derived tables up to date.
+
+    Args:
+        archive: URI of an archive.
+        paths: files, folders, patterns, archives or URIs.
+        collection: CSV of how each file was collected.
+        format, tz, year, host, tenant: what the caller says of all files; a row of the collection sheet comes first.
+        strict: refuse a file if any of its records is quarantined.
+        dask: address of a Dask scheduler.
+        tell: told of progress.
+
+    Returns:
+        The answer of ``ingest -t json``.
+
+    Raises:
+        UsageError: an option or path is wrong. RefusedError: the collection sheet breaks its contract.
+    """
+    opened = Archive.open(archive)
+    _check_zone(tz)
+    sheet: pl.DataFrame | None = read_table("collection", collection) if collection else None
+    if sheet is not None:
+        for zone in sheet["tz"].drop_nulls().unique():
+            _check_zone(zone)
+    options = Options(sheet, How(format, tz, year, host, tenant), strict)
+    answer = _on_dask(archive, paths, options, dask) if dask else Ingest(opened, options, tell).run(paths)
+    opened = Archive.open(archive)
+    refresh(opened, lambda table, days: tell(f"derive {table}", 0) if tell else None)
+    answer["archive_version"] = opened.versions()
+    return answer
+
+
+def _check_zone(tz: str | None) -> None:
+    """Raises UsageError when a zone is neither an IANA name nor an offset."""
+    import re
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    if tz is None or re.fullmatch(r"[+-]\d\d:?\d\d", tz):
+        return
+    try:
+        ZoneInfo(tz)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise UsageError(f"{tz}: no such time zone", "an IANA name such as Europe/London, or an offset such as +02:00") from error
+
+
+def ingest_one(archive: str, path: str, options: Options) -> dict[str, Any]:
+    """One file, for a worker elsewhere."""
+    return Ingest(Archive.open(archive), options).run([path])
+
+
+def _on_dask(archive: str, paths: list[str], options: Options, address: str) -> dict[str, Any]:
+    from distributed import Client
+
+    from archive.evidence import find
+
+    files = list(find(paths))
+    with Client(address) as client:
+        answers = client.gather(client.map(lambda f: ingest_one(archive, f, options), files, pure=False))
+    entries = [e for a in answers for e in a["evidence"]]
+    return {"evidence": entries, "totals": totals(entries), "archive_version": {}}

@@ -1,0 +1,1 @@
+"""Analyst views, detections, the hunt engine, findings and cases."""

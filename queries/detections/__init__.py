@@ -1,0 +1,1 @@
+"""One file per detection, found because it is here."""

@@ -1,0 +1,344 @@
+/*---
+id = "L01"
+title = "One new source walks the protocols"
+hypothesis = "Whoever holds several stolen service credentials tries them one after the other from one place."
+family = "lateral_movement"
+severity = "high"
+tables = ["context_days", "first_seen", "credentials", "bindings", "networks", "tenants"]
+needs = ["context_days"]
+identity = ["tenant_id", "source", "first_day"]
+explanation = "{source} ({source_networks}), new to tenant {tenant_id}, reached {n_ok} protocol(s) with success ({path}) and tried {n_protocols} in all within {hours} hours, as {who}. {remark}"
+false_positives = [
+  "set-up of the integrations of a new tenant: all protocols on one day",
+  "a new branch office or a migration of the integration server",
+  "a penetration test",
+]
+blind_spots = [
+  "a walk that uses another network for each protocol",
+  "a source that the tenant's service accounts used before",
+  "ordinary users: their networks change too often",
+  "protocols whose logs were not ingested",
+]
+runbook = [
+  "`protocol`, `first_ts`: list the steps in order of time from access_events for the 72 hours after the first one",
+  "`principal_id`, `credential_id`: list all accounts used from the source in the 30 days after, and rotate each",
+  "`mailbox_id`: list the mailboxes touched from the `src_net` within 30 days",
+  "`outcome`: count the refused attempts of the same `src_net` in the 30 days before the first success",
+]
+
+[[attack]]
+technique = "T1021.007"
+name = "Cloud Services"
+tactics = ["lateral-movement"]
+
+[[attack]]
+technique = "T1078"
+name = "Valid Accounts"
+tactics = ["initial-access", "persistence", "privilege-escalation", "defense-evasion"]
+
+[[attack]]
+technique = "T1087"
+name = "Account Discovery"
+tactics = ["discovery"]
+
+[[parameters]]
+name = "baseline_days"
+default = 90
+help = "days before the first use that count as history, at most"
+
+[[parameters]]
+name = "min_active_days"
+default = 21
+help = "distinct active days that a tenant must have before the source appears"
+
+[[parameters]]
+name = "fast_hours"
+default = 72
+help = "hours within which a walk counts in full"
+
+[[parameters]]
+name = "slow_days"
+default = 30
+help = "days within which a slow walk still counts"
+
+[[parameters]]
+name = "new_tenant_days"
+default = 30
+help = "days after onboarding in which a walk is set-up work rather than an intrusion"
+
+[[parameters]]
+name = "max_change_rate"
+default = 0.05
+help = "new networks a day above which a sign-in with its own interface from a new one is ordinary"
+
+[evidence]
+table = "access_events"
+where = ""
+time = ["first_seen", "last_seen"]
+follow_sessions = true
+
+[evidence.match]
+tenant_id = "tenant_id"
+"coalesce(principal_id, app_id)" = "actor_ids"
+src_net = "source_networks"
+---*/
+with held_credentials as (
+    select lower(credential_id) as credential_id from credentials
+    union
+    select lower(credential_id) from bindings where credential_id is not null
+),
+
+held_principals as (
+    select lower(principal_id) as principal_id from bindings where principal_id is not null
+),
+
+service_use as (
+    select date, tenant_id, protocol, principal_id, credential_id, app_id, src_net, src_asn, src_class, client_fp, outcome,
+        n_ops, items, first_ts, last_ts
+    from context_days
+    where date >= cast($window_from as date) - cast($baseline_days as integer)
+        and date <= cast($window_to as date)
+        and first_ts < $window_to
+        and outcome in ('success', 'failure')
+        and action <> 'probe'
+        and tenant_id is not null
+        and src_net is not null
+        and (
+            principal_type in ('service_principal', 'service_account', 'computer')
+            or credential_id in (select credential_id from held_credentials)
+            or principal_id in (select principal_id from held_principals)
+        )
+),
+
+tenant_days as (
+    select distinct tenant_id, date from service_use where outcome = 'success'
+),
+
+first_nets as (
+    select tenant_id, src_net, max(src_asn) as src_asn, min(first_ts) as first_ts
+    from service_use
+    group by tenant_id, src_net
+),
+
+first_asns as (
+    select tenant_id, src_asn, min(first_ts) as first_ts
+    from service_use
+    where src_asn is not null
+    group by tenant_id, src_asn
+),
+
+-- Service accounts used it before the baseline.
+known_longer as (
+    select distinct tenant_id, attr_type, attr_value
+    from first_seen
+    where date <= cast($window_from as date) - cast($baseline_days as integer)
+        and first_ts < cast($window_from as date) - cast($baseline_days as integer)
+        and n_days > 0
+        and entity_type = 'credential'
+        and entity_id in (select credential_id from held_credentials)
+        and attr_type in ('src_net', 'src_asn')
+),
+
+-- Anybody at the tenant used it before, ordinary users too.
+known_to_users as (
+    select entity_id as tenant_id, attr_value as src_net, min(first_ts) as first_ts
+    from first_seen
+    where entity_type = 'tenant' and attr_type = 'src_net' and n_days > 0 and date <= cast($window_to as date)
+    group by entity_id, attr_value
+),
+
+new_nets as (
+    select n.tenant_id, n.src_net, n.first_ts,
+        if(a.first_ts >= $window_from and ka.attr_value is null, 'AS' || n.src_asn, n.src_net) as source
+    from first_nets as n
+    left join first_asns as a on n.tenant_id = a.tenant_id and n.src_asn = a.src_asn
+    left join known_longer as ka
+        on n.tenant_id = ka.tenant_id and ka.attr_type = 'src_asn' and ka.attr_value = cast(n.src_asn as varchar)
+    left join known_longer as kn
+        on n.tenant_id = kn.tenant_id and kn.attr_type = 'src_net' and kn.attr_value = n.src_net
+    where n.first_ts >= $window_from and kn.attr_value is null
+),
+
+new_sources as (
+    select s.tenant_id, s.source, s.first_ts, count(*) as n_active_days
+    from (select tenant_id, source, min(first_ts) as first_ts from new_nets group by tenant_id, source) as s
+    inner join tenant_days as d
+        on s.tenant_id = d.tenant_id and d.date < cast(s.first_ts as date)
+        and d.date >= cast(s.first_ts as date) - cast($baseline_days as integer)
+    group by s.tenant_id, s.source, s.first_ts
+    having count(*) >= $min_active_days
+),
+
+new_use as (
+    select u.*, s.source, s.first_ts as arrived_at
+    from service_use as u
+    inner join new_nets as n on u.tenant_id = n.tenant_id and u.src_net = n.src_net
+    inner join new_sources as s on n.tenant_id = s.tenant_id and n.source = s.source
+    where u.first_ts < s.first_ts + to_days(cast($slow_days as integer))
+),
+
+-- A sign-in and the interface that the same application or credential then uses are one step.
+steps as (
+    select tenant_id, source, protocol, min(first_ts) as first_ts,
+        min(first_ts) filter (where outcome = 'success') as ok_ts,
+        list(distinct coalesce(app_id, credential_id, principal_id)) as users,
+        list(distinct credential_id) filter (where credential_id is not null) as step_credentials
+    from new_use
+    group by tenant_id, source, protocol
+),
+
+legs as (
+    select s.*,
+        s.protocol = 'oauth' and exists (
+            select 1 from steps as o
+            where o.tenant_id = s.tenant_id and o.source = s.source and o.protocol in ('ews', 'graph', 'exchange', 'directory')
+                and (list_has_any(o.users, s.users) or list_has_any(o.step_credentials, s.step_credentials))
+        ) as is_sign_in_of_other
+    from steps as s
+),
+
+walks as (
+    select tenant_id, source, min(first_ts) as first_step, max(first_ts) as last_step,
+        count(*) as n_protocols,
+        count(*) filter (where not is_sign_in_of_other) as n_legs,
+        count(*) filter (where ok_ts is not null) as n_ok,
+        count(*) filter (where ok_ts is not null and not is_sign_in_of_other) as n_ok_legs,
+        list(protocol order by first_ts, protocol) filter (where ok_ts is not null) as path
+    from legs
+    group by tenant_id, source
+    having count(*) filter (where ok_ts is not null) >= 2
+        or (count(*) filter (where ok_ts is not null) >= 1 and count(*) filter (where ok_ts is null) >= 2)
+),
+
+range_parts as (
+    select kind, valid_from, valid_to, contains(network, ':') as is_ipv6,
+        coalesce(try_cast(nullif(split_part(network, '/', 2), '') as integer), 128) as prefix,
+        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
+    from networks
+    where kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
+),
+
+net_parts as (
+    select src_net, contains(src_net, ':') as is_ipv6,
+        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts, min(first_ts) as first_ts
+    from new_use
+    group by src_net
+),
+
+-- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
+declared_nets as (
+    select n.src_net, max(r.kind) as kind
+    from net_parts as n
+    inner join range_parts as r
+        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
+        and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
+        and if(
+            n.is_ipv6,
+            (coalesce(try_cast('0x' || nullif(n.parts[1], '') as bigint), 0) * 4294967296
+                + coalesce(try_cast('0x' || nullif(n.parts[2], '') as bigint), 0) * 65536
+                + coalesce(try_cast('0x' || nullif(n.parts[3], '') as bigint), 0)) >> (48 - r.prefix)
+            = (coalesce(try_cast('0x' || nullif(r.parts[1], '') as bigint), 0) * 4294967296
+                + coalesce(try_cast('0x' || nullif(r.parts[2], '') as bigint), 0) * 65536
+                + coalesce(try_cast('0x' || nullif(r.parts[3], '') as bigint), 0)) >> (48 - r.prefix),
+            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256
+                + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
+            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256
+                + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
+        )
+    group by n.src_net
+),
+
+first_clients as (
+    select tenant_id, client_fp, min(first_ts) as first_ts
+    from service_use
+    where client_fp is not null
+    group by tenant_id, client_fp
+),
+
+-- How often the actors of a walk changed their network before: cloud egress makes one integration walk every day.
+actor_histories as (
+    select n.tenant_id, n.source, n.actor_id, count(distinct u.src_net) as n_nets, count(distinct u.date) as n_days
+    from (select distinct tenant_id, source, arrived_at, coalesce(principal_id, app_id) as actor_id from new_use) as n
+    inner join service_use as u
+        on n.tenant_id = u.tenant_id and n.actor_id = coalesce(u.principal_id, u.app_id)
+        and u.first_ts < n.arrived_at and u.outcome = 'success'
+    group by n.tenant_id, n.source, n.actor_id
+),
+
+steadiness as (
+    select tenant_id, source, min((n_nets - 0.5) / (n_days + 1)) as net_change_rate
+    from actor_histories
+    group by tenant_id, source
+),
+
+tenant_totals as (
+    select count(distinct tenant_id) as n_all_tenants from service_use where last_ts >= $window_from
+),
+
+spreads as (
+    select n.source, count(distinct u.tenant_id) as n_spread
+    from (select distinct source, src_net from new_nets) as n
+    inner join service_use as u on n.src_net = u.src_net and u.last_ts >= $window_from
+    group by n.source
+),
+
+described as (
+    select u.tenant_id, u.source, min(u.first_ts) as first_seen, max(u.last_ts) as last_seen,
+        list(distinct u.credential_id order by u.credential_id) filter (where u.credential_id is not null) as credential_ids,
+        list(distinct u.principal_id order by u.principal_id) filter (where u.principal_id is not null) as principal_ids,
+        list(distinct coalesce(u.principal_id, u.app_id)) as actor_ids,
+        list(distinct u.app_id order by u.app_id) filter (where u.app_id is not null) as app_ids,
+        list(distinct u.src_net order by u.src_net) as source_networks,
+        list(distinct u.src_asn) filter (where u.src_asn is not null) as source_asns,
+        list(distinct u.client_fp order by u.client_fp) filter (where u.client_fp is not null) as client_fps,
+        cast(sum(u.n_ops) as bigint) as n_ops, cast(sum(u.items) as bigint) as n_items,
+        bool_and(d.kind is not null or u.src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft')) as is_declared,
+        bool_or(k.first_ts < u.arrived_at and cast(k.first_ts as date) < cast(u.arrived_at as date)) as is_known_to_users,
+        bool_or(c.first_ts >= u.arrived_at) as is_new_client
+    from new_use as u
+    left join declared_nets as d on u.src_net = d.src_net
+    left join first_clients as c on u.tenant_id = c.tenant_id and u.client_fp = c.client_fp
+    left join known_to_users as k on u.tenant_id = k.tenant_id and u.src_net = k.src_net
+    group by u.tenant_id, u.source
+),
+
+weighed as (
+    select d.*, w.n_protocols, w.n_legs, w.n_ok, w.n_ok_legs, w.path,
+        date_diff('hour', w.first_step, w.last_step) + 1 as hours,
+        w.last_step - w.first_step <= to_hours(cast($fast_hours as integer)) as is_fast,
+        coalesce(t.onboarded_at > w.first_step - to_days(cast($new_tenant_days as integer)), false) as is_new_tenant,
+        -- A sign-in with its own interface is how one integration works: alone it tells little more than its new source.
+        w.n_ok_legs < 2 and w.n_legs < 3 as is_one_integration,
+        a.n_all_tenants >= 10 and p.n_spread > 0.3 * a.n_all_tenants and not coalesce(d.is_new_client, false) as is_wide,
+        coalesce(c.net_change_rate, 0) as net_change_rate
+    from described as d
+    inner join walks as w on d.tenant_id = w.tenant_id and d.source = w.source
+    inner join spreads as p on d.source = p.source
+    left join steadiness as c on d.tenant_id = c.tenant_id and d.source = c.source
+    cross join tenant_totals as a
+    left join tenants as t on d.tenant_id = t.tenant_id
+)
+
+select tenant_id, source, cast(first_seen as date) as first_day, first_seen, last_seen, path, n_protocols, n_ok, n_legs, hours,
+    list_distinct(list_concat(coalesce(principal_ids, []), coalesce(app_ids, []))) as who,
+    concat_ws(
+        ' ',
+        if(is_one_integration, 'Sign-in and interface of the same application count as one step.', null),
+        if(is_declared, 'The network is declared.', null),
+        if(is_wide, 'The source is new at many tenants at once, with known clients: ask the vendor about a change of egress.', null),
+        if(is_known_to_users, 'Users of the tenant were seen there before.', null),
+        if(is_new_tenant, 'The tenant was onboarded shortly before.', null),
+        if(is_fast, null, 'The walk was slow.')
+    ) as remark,
+    credential_ids, principal_ids, actor_ids, app_ids, source_networks, source_asns, client_fps, n_ops, n_items, is_declared,
+    case
+        when is_new_tenant or (is_declared and not coalesce(is_new_client, false)) then 'low'
+        when is_one_integration or is_declared or is_wide then 'medium'
+        else 'high'
+    end as severity,
+    least(1.0, 0.6 + 0.2 * (n_legs - 2 + n_ok_legs - 2)) * if(is_fast, 1.0, 0.7) * if(is_known_to_users, 0.6, 1.0)
+    * if(is_one_integration, 0.5, 1.0) as confidence,
+    1.0 as impact
+from weighed
+where not is_one_integration or net_change_rate <= $max_change_rate
+order by first_seen, tenant_id, source

@@ -1,0 +1,421 @@
+/*---
+id = "X01"
+title = "Journal mailbox does not balance, or has a second reader"
+hypothesis = "Every journaled message is delivered once, retrieved once and deleted once, by one reader: a thief of the journal breaks the balance or the habit."
+family = "exfiltration"
+severity = "critical"
+tables = ["journal_hours", "first_seen", "networks"]
+needs = ["journal_hours"]
+identity = ["mailbox_id", "flag", "source", "first_day"]
+explanation = "{mailbox_id}: {what} Between {first_seen} and {last_seen}, {n_delivered} messages were delivered and {n_retrieved} retrieved ({n_bytes} bytes); {n_bad_days} day(s) affected. Normal: {normal}."
+false_positives = [
+  "the reader moves to another machine or network: the old one stops when the new one starts",
+  "a reader that crashed and fetches the same messages again",
+  "a log of deliveries that lacks hours, which makes retrievals look too many",
+  "front-end and back-end logs of the same session, both ingested: a ratio of exactly two",
+]
+blind_spots = [
+  "a thief on the reader's own machine who reads within the reader's sessions",
+  "copies taken on the way to the journal mailbox",
+  "single full copies by a known reader within one hour look like a retry and stay silent unless repeated",
+  "access to the journal mailbox over other protocols than POP3",
+  "without a log of deliveries only new readers and readers that stop deleting are found",
+]
+runbook = [
+  "`src_net`, `client_fp`: list all POP3 sessions of the mailbox by reader for the 24 hours around the first one of the new reader",
+  "`retr_count`, `dele_count`, `maildrop_n`: draw the hourly ledger for the 7 days before and after the first bad day",
+  "`rcpt`: list deliveries to the mailbox in mail_events for the bad days; the senders and recipients of these messages are exposed",
+  "`src_net`: look for the new reader's network in all protocols of the tenant over 30 days",
+]
+
+[[attack]]
+technique = "T1114.002"
+name = "Remote Email Collection"
+tactics = ["collection"]
+
+[[attack]]
+technique = "T1020"
+name = "Automated Exfiltration"
+tactics = ["exfiltration"]
+
+[[attack]]
+technique = "T1048"
+name = "Exfiltration Over Alternative Protocol"
+tactics = ["exfiltration"]
+
+[[parameters]]
+name = "baseline_days"
+default = 90
+help = "days of history, at most"
+
+[[parameters]]
+name = "min_active_days"
+default = 21
+help = "days on which the known readers must have read before a new reader counts"
+
+[[parameters]]
+name = "min_ledger_days"
+default = 14
+help = "days of history of the ratio of retrieved to delivered messages"
+
+[[parameters]]
+name = "min_messages"
+default = 20
+help = "messages a day below which the ledger is not judged"
+
+[[parameters]]
+name = "min_difference"
+default = 10
+help = "messages by which a day must be out of balance"
+
+[[parameters]]
+name = "min_surprise"
+default = 1.5
+help = "-log10 of the mailbox's own daily probability of a new reader network"
+
+[[parameters]]
+name = "steady_hours"
+default = 12
+help = "hours a day (median) in which a mailbox that is not declared as journal must be read to count as polled by a machine"
+
+[evidence]
+table = "access_events"
+where = "protocol = 'pop3'"
+time = ["first_seen", "last_seen"]
+follow_sessions = true
+
+[evidence.match]
+"lower(coalesce(mailbox_id, principal_id))" = "mailbox_id"
+src_net = "evidence_networks"
+client_fp = "evidence_clients"
+---*/
+with ledger as (
+    select date, tenant_id, hour, mailbox_id, is_journal, src_net, client_fp, credential_id, delivered, sessions, retrieved,
+        retrieved_bytes, deleted, maildrop_max, first_ts, last_ts
+    from journal_hours
+    where date >= cast($window_from as date) - cast($baseline_days as integer)
+        and date <= cast($window_to as date)
+        and hour < $window_to
+),
+
+reader_days as (
+    select mailbox_id, src_net, client_fp, date, count(distinct hour) as n_hours, sum(sessions) as n_sessions,
+        sum(retrieved) as n_retrieved, min(first_ts) as first_ts, max(last_ts) as last_ts
+    from ledger
+    where sessions > 0
+    group by mailbox_id, src_net, client_fp, date
+),
+
+mailbox_kinds as (
+    select l.mailbox_id, any_value(l.tenant_id) as tenant_id, bool_or(l.is_journal) as is_journal,
+        coalesce(any_value(s.is_steady), false) as is_steady
+    from ledger as l
+    left join (
+        select mailbox_id, count(*) >= $min_active_days and median(n_hours) >= $steady_hours as is_steady
+        from (select mailbox_id, date, count(distinct hour) as n_hours from ledger where sessions > 0 group by mailbox_id, date)
+        group by mailbox_id
+    ) as s on l.mailbox_id = s.mailbox_id
+    group by l.mailbox_id
+    having bool_or(l.is_journal) or coalesce(any_value(s.is_steady), false)
+),
+
+-- Readers. New is a network that never read the mailbox, or a client that is new on a network that did.
+known_longer as (
+    select entity_id as credential_id, attr_value as src_net
+    from first_seen
+    where date <= cast($window_from as date) - cast($baseline_days as integer)
+        and first_ts < cast($window_from as date) - cast($baseline_days as integer)
+        and entity_type = 'credential' and attr_type = 'src_net' and n_days > 0
+),
+
+first_nets as (
+    select mailbox_id, src_net, min(first_ts) as first_ts, max(last_ts) as last_ts
+    from reader_days
+    where src_net is not null
+    group by mailbox_id, src_net
+),
+
+first_clients as (
+    select mailbox_id, src_net, client_fp, min(first_ts) as first_ts, max(last_ts) as last_ts
+    from reader_days
+    where src_net is not null and client_fp is not null
+    group by mailbox_id, src_net, client_fp
+),
+
+new_readers as (
+    select f.mailbox_id, 'network' as level, f.src_net, cast(null as varchar) as client_fp, f.first_ts, f.last_ts
+    from first_nets as f
+    where f.first_ts >= $window_from
+        and not exists (
+            select 1
+            from ledger as l
+            inner join known_longer as k on l.credential_id = k.credential_id and l.src_net = k.src_net
+            where l.mailbox_id = f.mailbox_id and l.src_net = f.src_net
+        )
+    union all
+    select c.mailbox_id, 'client', c.src_net, c.client_fp, c.first_ts, c.last_ts
+    from first_clients as c
+    inner join first_nets as f on c.mailbox_id = f.mailbox_id and c.src_net = f.src_net and f.first_ts < c.first_ts
+    where c.first_ts >= $window_from
+        and cast(f.first_ts as date) <= cast(c.first_ts as date) - cast($min_active_days as integer)
+        and exists (
+            select 1 from first_clients as o
+            where o.mailbox_id = c.mailbox_id and o.src_net = c.src_net
+                and cast(o.first_ts as date) <= cast(c.first_ts as date) - cast($min_active_days as integer)
+        )
+),
+
+mailbox_days as (
+    select r.mailbox_id, r.date, min(r.date) over (partition by r.mailbox_id) as first_day,
+        bool_or(cast(f.first_ts as date) = r.date) as has_new_net
+    from reader_days as r
+    left join first_nets as f on r.mailbox_id = f.mailbox_id and r.src_net = f.src_net
+    group by r.mailbox_id, r.date
+),
+
+reader_histories as (
+    select n.mailbox_id, n.level, n.src_net, n.client_fp, count(*) as n_days,
+        count(*) filter (where d.date >= d.first_day + 14) as n,
+        count(*) filter (where d.date >= d.first_day + 14 and d.has_new_net) as k
+    from new_readers as n
+    inner join mailbox_days as d
+        on n.mailbox_id = d.mailbox_id and d.date < cast(n.first_ts as date)
+        and d.date >= cast(n.first_ts as date) - cast($baseline_days as integer)
+    group by n.mailbox_id, n.level, n.src_net, n.client_fp
+    having count(*) >= $min_active_days
+),
+
+-- An old reader that stops where the new one starts has moved; one that goes on has company.
+old_readers as (
+    select n.mailbox_id, n.level, n.src_net, n.client_fp, max(r.last_ts) as last_ts
+    from new_readers as n
+    inner join reader_days as r
+        on n.mailbox_id = r.mailbox_id and r.first_ts >= n.first_ts - to_days(30)
+        and if(n.level = 'network', r.src_net is distinct from n.src_net, r.client_fp is distinct from n.client_fp)
+    where not exists (
+        select 1 from new_readers as o
+        where o.mailbox_id = r.mailbox_id and o.src_net = r.src_net and o.level = 'network'
+    )
+    group by n.mailbox_id, n.level, n.src_net, n.client_fp
+),
+
+reader_totals as (
+    select n.mailbox_id, n.level, n.src_net, n.client_fp, sum(l.retrieved) as n_retrieved, sum(l.retrieved_bytes) as n_bytes,
+        count(distinct l.date) as n_days, sum(l.sessions) as n_sessions,
+        list(distinct l.credential_id) filter (where l.credential_id is not null) as credential_ids,
+        list(distinct l.client_fp) filter (where l.client_fp is not null) as client_fps
+    from new_readers as n
+    inner join ledger as l
+        on n.mailbox_id = l.mailbox_id and n.src_net = l.src_net and l.sessions > 0
+        and (n.level = 'network' or n.client_fp = l.client_fp)
+    group by n.mailbox_id, n.level, n.src_net, n.client_fp
+),
+
+range_parts as (
+    select kind, valid_from, valid_to, contains(network, ':') as is_ipv6,
+        coalesce(try_cast(nullif(split_part(network, '/', 2), '') as integer), 128) as prefix,
+        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
+    from networks
+    where kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
+),
+
+net_parts as (
+    select src_net, contains(src_net, ':') as is_ipv6,
+        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts, min(first_ts) as first_ts
+    from new_readers
+    group by src_net
+),
+
+declared_nets as (
+    select distinct n.src_net
+    from net_parts as n
+    inner join range_parts as r
+        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
+        and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
+        and if(
+            n.is_ipv6,
+            (coalesce(try_cast('0x' || nullif(n.parts[1], '') as bigint), 0) * 4294967296
+                + coalesce(try_cast('0x' || nullif(n.parts[2], '') as bigint), 0) * 65536
+                + coalesce(try_cast('0x' || nullif(n.parts[3], '') as bigint), 0)) >> (48 - r.prefix)
+            = (coalesce(try_cast('0x' || nullif(r.parts[1], '') as bigint), 0) * 4294967296
+                + coalesce(try_cast('0x' || nullif(r.parts[2], '') as bigint), 0) * 65536
+                + coalesce(try_cast('0x' || nullif(r.parts[3], '') as bigint), 0)) >> (48 - r.prefix),
+            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256
+                + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
+            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256
+                + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
+        )
+),
+
+reader_findings as (
+    select n.mailbox_id,
+        case
+            when d.src_net is not null and n.level = 'network'
+                and not exists (select 1 from unnest(t.client_fps) as c(fp) where c.fp not in (
+                    select o.client_fp from first_clients as o where o.mailbox_id = n.mailbox_id and o.first_ts < n.first_ts
+                )) then 'declared_reader'
+            when coalesce(o.last_ts, n.first_ts) <= n.first_ts + to_hours(24) and n.last_ts >= n.first_ts + to_hours(48)
+                and t.n_days >= 3 then 'reader_moved'
+            else 'second_context'
+        end as flag,
+        if(n.level = 'network', n.src_net, n.src_net || ' ' || n.client_fp) as source, n.first_ts as first_seen,
+        n.last_ts as last_seen, [n.src_net] as source_networks, [n.src_net] as evidence_networks,
+        if(n.level = 'client', [n.client_fp], null) as evidence_clients, t.credential_ids, t.client_fps, t.n_days as n_bad_days,
+        t.n_retrieved, t.n_bytes, cast(null as hugeint) as n_delivered,
+        'a reader that had never read it before (' || n.level || ' ' || if(n.level = 'network', n.src_net, n.client_fp)
+        || ') opened ' || t.n_sessions || ' session(s).' as what,
+        h.n_days || ' days of known readers only, a new one on about '
+        || round(100.0 * (h.k + 0.5) / (h.n + 1), 1) || ' % of days' as normal,
+        least(1.0, -log10((h.k + 0.5) / (h.n + 1)) / 1.5) * if(n.level = 'network', 1.0, 0.7) as confidence
+    from new_readers as n
+    inner join reader_histories as h
+        on n.mailbox_id = h.mailbox_id and n.level = h.level and n.src_net = h.src_net
+        and n.client_fp is not distinct from h.client_fp
+    inner join reader_totals as t
+        on n.mailbox_id = t.mailbox_id and n.level = t.level and n.src_net = t.src_net
+        and n.client_fp is not distinct from t.client_fp
+    left join old_readers as o
+        on n.mailbox_id = o.mailbox_id and n.level = o.level and n.src_net = o.src_net
+        and n.client_fp is not distinct from o.client_fp
+    left join declared_nets as d on n.src_net = d.src_net
+    where -log10((h.k + 0.5) / (h.n + 1)) >= least($min_surprise, log10(2.0 * (h.n + 1))) - 1e-9
+),
+
+-- Balance. What a second reader took is told above; here counts what the others did.
+second_readers as (
+    select distinct mailbox_id, source as src_net from reader_findings where flag = 'second_context'
+),
+
+known_hours as (
+    select l.mailbox_id, l.date, l.hour, sum(l.delivered) as delivered,
+        sum(if(n.src_net is null, l.retrieved, 0)) as retrieved, sum(if(n.src_net is null, l.deleted, 0)) as deleted,
+        sum(if(n.src_net is null, l.retrieved_bytes, 0)) as retrieved_bytes,
+        sum(if(n.src_net is null, l.sessions, 0)) as sessions, max(l.maildrop_max) as maildrop_max,
+        min(l.first_ts) as first_ts, max(l.last_ts) as last_ts
+    from ledger as l
+    left join second_readers as n on l.mailbox_id = n.mailbox_id and l.src_net = n.src_net
+    group by l.mailbox_id, l.date, l.hour
+),
+
+days as (
+    select mailbox_id, date, sum(delivered) as delivered, sum(retrieved) as retrieved, sum(deleted) as deleted,
+        sum(retrieved_bytes) as retrieved_bytes, sum(sessions) as sessions, max(maildrop_max) as maildrop_max,
+        count(*) filter (where delivered > 0) as hours_delivered, count(*) filter (where retrieved > 0) as hours_retrieved,
+        max(retrieved) as peak_retrieved, max(retrieved - delivered) as peak_excess, min(first_ts) as first_ts,
+        max(last_ts) as last_ts,
+        if(sum(delivered) >= $min_messages, sum(retrieved) / sum(delivered), null) as ratio,
+        if(sum(retrieved) >= $min_messages, sum(deleted) / sum(retrieved), null) as dele_ratio
+    from known_hours
+    group by mailbox_id, date
+),
+
+normals as (
+    select *,
+        median(ratio) over history as normal_ratio,
+        greatest(0.02, 3 * mad(ratio) over history) as tolerance,
+        count(ratio) over history as n_ledger_days,
+        median(dele_ratio) over history as normal_dele_ratio,
+        count(dele_ratio) over history as n_dele_days,
+        median(sessions) over history as normal_sessions,
+        max(maildrop_max) over history as normal_maildrop,
+        max(maildrop_max) over next_days as next_maildrop,
+        sum(sessions) over (
+            partition by mailbox_id order by date range between interval 1 day following and interval 1 day following
+        ) as next_sessions
+    from days
+    window
+        history as (
+            partition by mailbox_id order by date
+            range between to_days(cast($baseline_days as integer)) preceding and interval 1 day preceding
+        ),
+        next_days as (partition by mailbox_id order by date range between current row and interval 1 day following)
+),
+
+balances as (
+    select *,
+        retrieved - normal_ratio * delivered as excess,
+        sum(retrieved - normal_ratio * delivered) over (
+            partition by mailbox_id order by date range between interval 6 day preceding and current row
+        ) as excess_of_week,
+        sum(normal_ratio * delivered - retrieved) over (
+            partition by mailbox_id order by date range between current row and interval 2 day following
+        ) as shortage_to_come
+    from normals
+),
+
+flagged_days as (
+    select mailbox_id, date, 'second_copy' as flag, first_ts, last_ts, delivered, retrieved, retrieved_bytes, normal_ratio,
+        peak_excess >= 0.8 * excess as is_one_hour
+    from balances
+    where n_ledger_days >= $min_ledger_days and ratio > normal_ratio + tolerance and excess >= $min_difference
+        and excess_of_week >= 0.5 * excess and hours_delivered >= 0.8 * hours_retrieved
+    union all
+    select mailbox_id, date, 'messages_vanish', first_ts, last_ts, delivered, retrieved, retrieved_bytes, normal_ratio, false
+    from balances
+    where n_ledger_days >= $min_ledger_days and ratio < normal_ratio - tolerance and -excess >= $min_difference
+        and shortage_to_come >= 0.5 * -excess and sessions >= 0.5 * normal_sessions and next_sessions > 0
+        and coalesce(next_maildrop, 0) < coalesce(normal_maildrop, 0) + 0.5 * -excess
+    union all
+    select mailbox_id, date, 'stopped_deleting', first_ts, last_ts, delivered, retrieved, retrieved_bytes, normal_ratio, false
+    from balances
+    where n_dele_days >= $min_ledger_days and normal_dele_ratio >= 0.95 and dele_ratio <= 0.1
+),
+
+-- One hour of repeated retrievals is a reader that started again, unless it happens again within the week.
+repeated_days as (
+    select *
+    from (
+        select *, count(*) over (
+            partition by mailbox_id, flag order by date range between interval 7 day preceding and interval 7 day following
+        ) as n_near
+        from flagged_days
+    )
+    where (not is_one_hour or n_near >= 2) and last_ts >= $window_from
+),
+
+islands as (
+    select *, sum(is_start) over (partition by mailbox_id, flag order by date) as island
+    from (
+        select *, if(date - lag(date) over (partition by mailbox_id, flag order by date) <= 3, 0, 1) as is_start
+        from repeated_days
+    )
+),
+
+balance_findings as (
+    select mailbox_id, flag, '' as source, min(first_ts) as first_seen, max(last_ts) as last_seen,
+        cast(null as varchar[]) as source_networks, cast(null as varchar[]) as evidence_networks,
+        cast(null as varchar[]) as evidence_clients, cast(null as varchar[]) as credential_ids,
+        cast(null as varchar[]) as client_fps, count(*) as n_bad_days,
+        sum(retrieved) as n_retrieved, sum(retrieved_bytes) as n_bytes, sum(delivered) as n_delivered,
+        case flag
+            when 'second_copy' then 'more messages were retrieved than delivered: a second copy was taken.'
+            when 'messages_vanish'
+                then 'messages that were delivered never reached the known reader, and did not stay: another reader took them.'
+            else 'the known reader no longer deletes what it retrieves.'
+        end as what,
+        'the known readers retrieve ' || round(avg(normal_ratio), 3) || ' of each delivered message' as normal,
+        least(1.0, 0.7 + 0.1 * (count(*) - 1)) as confidence
+    from islands
+    group by mailbox_id, flag, island
+),
+
+all_findings as (
+    select * from reader_findings
+    union all
+    select * from balance_findings
+)
+
+select f.mailbox_id, f.flag, f.source, cast(f.first_seen as date) as first_day, f.first_seen, f.last_seen, m.tenant_id,
+    [f.mailbox_id] as mailboxes, f.credential_ids, f.source_networks, f.evidence_networks, f.evidence_clients, f.client_fps,
+    f.what, f.normal, f.n_bad_days, cast(f.n_delivered as bigint) as n_delivered, cast(f.n_retrieved as bigint) as n_retrieved,
+    cast(f.n_bytes as bigint) as n_bytes, m.is_journal, f.flag = 'declared_reader' as is_declared,
+    case
+        when f.flag = 'declared_reader' then 'low'
+        when f.flag = 'reader_moved' then 'medium'
+        when f.flag in ('second_context', 'messages_vanish') then if(m.is_journal, 'critical', 'high')
+        else if(m.is_journal, 'high', 'medium')
+    end as severity,
+    f.confidence, if(m.is_journal, 2.0, 1.0) as impact
+from all_findings as f
+inner join mailbox_kinds as m on f.mailbox_id = m.mailbox_id
+order by f.first_seen, f.mailbox_id, f.flag, f.source

@@ -1,0 +1,255 @@
+"""The hunt: runs the detections over a window, turns their rows into findings, and links these into ranked cases."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_contracts import contract
+from data_contracts.errors import UsageError
+from queries.cases import Case, build, surroundings
+from queries.catalogue import FOLDER, RESULT_COLUMNS, Detection, load
+from queries.findings import ENTITIES, Finding, as_json, finding
+from queries.limits import limits
+from queries.text import iso
+
+if TYPE_CHECKING:
+    import duckdb
+    import polars as pl
+
+DEFAULT_WINDOW = timedelta(days=30)
+DEFAULT_BUDGET = 10
+LONGEST_BASELINE = 90  # days; how far before the window a detection may find the rows that it needs
+_DATED = ("context_days", "edge_days", "journal_hours")
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A detection that did not run, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HuntResult:
+    """What a hunt found, what ran, and what the logs cannot say.
+
+    `cases` holds all cases by rank; those beyond the budget have shown = False and stand only in `to_frame`.
+    """
+
+    run_id: str
+    run_at: datetime
+    window_from: datetime
+    window_to: datetime
+    archive_version: Mapping[str, int]
+    detections_run: tuple[str, ...]
+    detections_skipped: tuple[Skipped, ...]
+    cases: tuple[Case, ...]
+    limits: tuple[str, ...]
+
+    @property
+    def shown(self) -> tuple[Case, ...]:
+        """Cases within the budget."""
+        return tuple(case for case in self.cases if case.shown)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings, by rank of their case."""
+        return tuple(finding for case in self.cases for finding in case.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of `hunt -t json`."""
+        return {
+            "run_id": self.run_id,
+            "window": {"from": iso(self.window_from), "to": iso(self.window_to)},
+            "archive_version": dict(self.archive_version),
+            "detections_run": list(self.detections_run),
+            "detections_skipped": [{"id": skipped.id, "reason": skipped.reason} for skipped in self.detections_skipped],
+            "cases": [case.to_dict() for case in self.shown],
+            "limits": list(self.limits),
+        }
+
+    def to_json(self) -> str:
+        """The same as one JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
+
+    def to_frame(self) -> "pl.DataFrame":
+        """All findings as rows of the table `findings`."""
+        import polars as pl
+
+        rows = [self._row(case, found) for case in self.cases for found in case.findings]
+        return pl.DataFrame(rows, schema=contract("findings").polars_schema)
+
+    def _row(self, case: Case, found: Finding) -> dict[str, Any]:
+        return {
+            "run_id": self.run_id, "date": self.run_at.date(), "run_at": self.run_at, "finding_id": found.finding_id,
+            "case_id": case.case_id, "rank": case.rank, "shown": case.shown, "detection": found.detection,
+            "title": found.title, "family": found.family, "severity": found.severity, "score": found.score,
+            "explanation": found.explanation, "first_seen": found.first_seen, "last_seen": found.last_seen,
+            **{key: list(found.entities[key]) for key in ENTITIES},
+            "tactics": list(found.tactics), "techniques": list(found.techniques), "evidence_table": found.evidence.table,
+            "event_uids": list(found.evidence.event_uids), "evidence_count": found.evidence.count, "sql": found.sql,
+            "facts": as_json(found.facts),
+        }  # fmt: skip
+
+
+def hunt(
+    con: "duckdb.DuckDBPyConnection",
+    *,
+    window_from: datetime | date | None = None,
+    window_to: datetime | date | None = None,
+    detections: Sequence[str] | None = None,
+    params: Mapping[str, Any] | None = None,
+    budget: int = DEFAULT_BUDGET,
+    archive_version: Mapping[str, int] | None = None,
+    now: datetime | None = None,
+    folder: Path = FOLDER,
+) -> HuntResult:
+    """Runs detections over a window of the archive.
+
+    Args:
+        con: connection with a view for every table of the contracts; TimeZone is set to UTC.
+        window_from: inclusive; default 30 days before the end. A date means its first moment, UTC.
+        window_to: exclusive; default the end of the last day with rows. A date means the end of that day.
+        detections: ids; default all.
+        params: parameter values, by name for every detection that has it, or as "T01.name" for one.
+        budget: cases to show per day of the window.
+        archive_version: table versions, passed on into the result.
+        now: time of the run; default the present.
+        folder: where the detections lie.
+
+    Raises:
+        UsageError: an unknown detection or parameter, or a window that ends before it begins.
+        RefusedError: a detection's file is not sound.
+    """
+    import duckdb
+
+    try:
+        con.execute("set timezone = 'UTC'")
+    except duckdb.Error:
+        pass  # a locked-down connection has it set already
+    begin, end = _window(con, window_from, window_to)
+    chosen = _chosen(load(folder), detections)
+    values = _values(chosen, params or {})
+    run, skipped, findings = [], [], []
+    for detection in chosen:
+        reason = _lacking(con, detection, begin, end)
+        found: list[Finding] | str = reason or _run(con, detection, values[detection.id] | {"window_from": begin, "window_to": end})
+        if isinstance(found, str):
+            skipped.append(Skipped(detection.id, found))
+        else:
+            run.append(detection.id)
+            findings += found
+    n_days = max(1, -(-(end - begin) // timedelta(days=1)))
+    around = surroundings(con, findings, begin.date() - timedelta(days=LONGEST_BASELINE), end.date())
+    cases = build(findings, around, max(0, budget) * n_days)
+    at = (now or datetime.now(UTC)).astimezone(UTC)
+    return HuntResult(
+        run_id=_run_id(begin, end, chosen, values, archive_version or {}, at),
+        run_at=at,
+        window_from=begin,
+        window_to=end,
+        archive_version=dict(archive_version or {}),
+        detections_run=tuple(run),
+        detections_skipped=tuple(skipped),
+        cases=cases,
+        limits=tuple(limits(con, begin, end) + _cut(cases, budget)),
+    )
+
+
+def _window(
+    con: "duckdb.DuckDBPyConnection", first: datetime | date | None, last: datetime | date | None
+) -> tuple[datetime, datetime]:
+    if last is None:
+        days = [con.execute(f"select max(date) from {table}").fetchone() for table in _DATED]
+        known = [row[0] for row in days if row and row[0] is not None]
+        last = max(known) if known else datetime.now(UTC).date()
+    end = last if isinstance(last, datetime) else datetime.combine(last, time(), UTC) + timedelta(days=1)
+    begin = end - DEFAULT_WINDOW if first is None else first
+    if not isinstance(begin, datetime):
+        begin = datetime.combine(begin, time(), UTC)
+    begin, end = (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC) for value in (begin, end))
+    if begin >= end:
+        raise UsageError(f"the window ends ({iso(end)}) before it begins ({iso(begin)})", "give --from before --to")
+    return begin, end
+
+
+def _chosen(known: Sequence[Detection], ids: Sequence[str] | None) -> list[Detection]:
+    if ids is None:
+        return list(known)
+    by_id = {detection.id: detection for detection in known}
+    unknown = sorted({name for name in ids if name.upper() not in by_id})
+    if unknown:
+        raise UsageError(f"there is no detection {', '.join(unknown)}", f"there are: {', '.join(by_id)}")
+    return [by_id[name] for name in sorted({name.upper() for name in ids})]
+
+
+def _values(chosen: Sequence[Detection], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    by_id: dict[str, dict[str, Any]] = {detection.id: {} for detection in chosen}
+    for name, value in given.items():
+        of, dot, parameter = name.rpartition(".")
+        takers = [d for d in chosen if (d.id == of.upper() if dot else name in {p.name for p in d.parameters})]
+        if not takers:
+            raise UsageError(f"no chosen detection has a parameter {name}", "rules show ID lists the parameters of a detection")
+        for detection in takers:
+            by_id[detection.id][parameter] = value
+    return {detection.id: detection.values(by_id[detection.id]) for detection in chosen}
+
+
+def _lacking(con: "duckdb.DuckDBPyConnection", detection: Detection, begin: datetime, end: datetime) -> str | None:
+    """Why the detection cannot run, or None."""
+    for table in detection.needs:
+        statement = f"select 1 from {table} where date between ? and ? limit 1"
+        if not con.execute(statement, [begin.date(), end.date()]).fetchall():
+            return f"{table} has no rows in the window"
+    for requirement in detection.requires:
+        row = con.execute(requirement.sql).fetchone()
+        if not row or not row[0]:
+            return requirement.reason
+    return None
+
+
+def _run(con: "duckdb.DuckDBPyConnection", detection: Detection, params: Mapping[str, Any]) -> list[Finding] | str:
+    """Findings of one detection, or why it failed: one broken detection must not hide what the others find."""
+    import duckdb
+    import polars as pl
+
+    try:
+        if detection.sql is not None:
+            statement = duckdb.extract_statements(detection.sql)[0]
+            used = {name: params[name] for name in statement.named_parameters}
+            rows = con.sql(detection.sql, params=used).pl()
+        elif detection.detect is not None:
+            rows = detection.detect(con, params)
+        else:
+            return "failed: it has neither SQL nor a function"
+        if rows.is_empty():
+            return []
+        wanted = {*RESULT_COLUMNS, *detection.identity, *detection.evidence.match.values(), *detection.evidence.time}
+        missing = sorted(wanted - set(rows.columns))
+        if missing:
+            return f"failed: its result lacks {', '.join(missing)}"
+        return [finding(con, detection, row) for row in rows.iter_rows(named=True)]
+    except (duckdb.Error, pl.exceptions.PolarsError, ArithmeticError, KeyError, TypeError, ValueError) as error:
+        return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _run_id(
+    begin: datetime, end: datetime, chosen: Sequence[Detection], values: Mapping[str, Any], version: Mapping[str, int], at: datetime
+) -> str:
+    content = [hashlib.sha256(detection.path.read_bytes()).hexdigest() for detection in chosen]
+    text = json.dumps([iso(begin), iso(end), content, values, dict(version), iso(at)], sort_keys=True, default=str)
+    return f"R-{at:%Y%m%dT%H%M%SZ}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _cut(cases: Sequence[Case], budget: int) -> list[str]:
+    hidden = [case for case in cases if not case.shown]
+    if not hidden:
+        return []
+    shown = [case.score for case in cases if case.shown]
+    last = f"; the last case shown scores {shown[-1]:g}" if shown else ""
+    return [f"{len(hidden)} case(s) lie beyond the budget of {budget} a day and are not shown, the highest with score {hidden[0].score:g}{last}."]

@@ -1,0 +1,122 @@
+"""Case files of detections: rows of derived tables that a detection must, or must not, report.
+
+A case file is TOML: `detection`, optional `window_from`, `window_to`, `params`; `defaults` by table; and a list of `case`, each
+with a `name`, `given` (rows by table) and `expect` (rows that must be found, by the columns that they name; an empty list for
+a near miss). In a given row, ``days = ["2020-11-01", "2020-12-31"]`` stands for one row on each of these days, with `date`,
+`hour` (if the table has it), `first_ts` and `last_ts` filled in; ``at = "2021-01-05T02:10:00Z"`` for one row at that time; a
+list under ``each = {column = [...]}`` for one row per value.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_contracts import contract, names
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFile:
+    """One case of one detection."""
+
+    path: Path
+    detection: str
+    name: str
+    window_from: date
+    window_to: date
+    params: Mapping[str, Any]
+    given: Mapping[str, list[dict[str, Any]]]
+    expect: list[dict[str, Any]]
+
+
+def read_cases(path: Path) -> list[CaseFile]:
+    """The cases of one file, defaults filled in and days spread out."""
+    document = tomllib.loads(path.read_text("utf-8"))
+    defaults, common = document.get("defaults", {}), document.get("given", {})
+    cases = []
+    for case in document["case"]:
+        given = {
+            table: [
+                row
+                for item in common.get(table, []) + case.get("given", {}).get(table, [])
+                for row in _spread(table, defaults.get(table, {}) | item)
+            ]
+            for table in sorted(common.keys() | case.get("given", {}).keys())
+        }
+        cases.append(
+            CaseFile(
+                path=path,
+                detection=document["detection"],
+                name=case["name"],
+                window_from=document["window_from"],
+                window_to=document["window_to"],
+                params=document.get("params", {}) | case.get("params", {}),
+                given=given,
+                expect=case["expect"],
+            )
+        )
+    return cases
+
+
+def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConnection":
+    """An in-memory DuckDB with a typed table for every contract, filled with the given rows."""
+    import duckdb
+    import polars as pl
+
+    con = duckdb.connect()
+    con.execute("set timezone = 'UTC'")
+    for name in names():
+        columns = ", ".join(f'"{column.name}" {column.type}' for column in contract(name).columns)
+        con.execute(f'create table "{name}" ({columns})')
+    for name, rows in given.items():
+        con.register("given_rows", pl.DataFrame(rows, schema=contract(name).polars_schema).to_arrow())
+        con.execute(f'insert into "{name}" select * from given_rows')
+        con.unregister("given_rows")
+    return con
+
+
+def _spread(table: str, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    each = item.pop("each", None)
+    if each:
+        ((column, values),) = each.items()
+        for value in values:
+            yield from _spread(table, item | {column: value})
+        return
+    schema = contract(table).polars_schema
+    unknown = item.keys() - set(schema) - {"days", "at", "hours", "weekdays"}
+    if unknown:
+        raise ValueError(f"{table} has no column {', '.join(sorted(unknown))}")
+    for start in _times(item):
+        row = {name: _value(value) for name, value in item.items() if name in schema}
+        if "date" in schema and "date" not in row:
+            row["date"] = start.date()
+        for column, value in (("hour", start.replace(minute=0, second=0)), ("first_ts", start), ("last_ts", start)):
+            if column in schema and start.year > 1:
+                row.setdefault(column, value)
+        for column in contract(table).columns:
+            if column.required and column.type == "BIGINT":
+                row.setdefault(column.name, 0)
+        yield row
+
+
+def _times(item: Mapping[str, Any]) -> Iterator[datetime]:
+    if "at" in item:
+        yield datetime.fromisoformat(str(item["at"])).astimezone(UTC)
+    elif "days" in item:
+        first, last = (date.fromisoformat(str(day)) for day in item["days"])
+        for place in range((last - first).days + 1):
+            day = first + timedelta(days=place)
+            if day.isoweekday() in item.get("weekdays", range(1, 8)):
+                for hour in item.get("hours", [12]):
+                    yield datetime.combine(day, time(hour), UTC)
+    else:
+        yield datetime.min.replace(tzinfo=UTC)
+
+
+def _value(value: Any) -> Any:
+    return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value

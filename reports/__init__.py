@@ -1,0 +1,1 @@
+"""Findings to reports and exports."""

@@ -1,0 +1,464 @@
+"""Derived tables: the same events give the same rows, counted once, whatever files and order they come in."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from hashlib import sha1
+from typing import Any
+
+import duckdb
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from data_contracts import contract
+from transforms.derived import context_days, derived, edge_days, first_seen, journal_hours
+from transforms.sessions import requests_once, with_login
+
+DAY = date(2021, 1, 12)
+NOON = datetime(2021, 1, 12, 12, tzinfo=UTC)
+BY_NAME = {table.table: table for table in derived()}
+
+
+def frame(name: str, rows: Iterable[Mapping[str, Any]]) -> pl.LazyFrame:
+    rows = list(rows)
+    if not rows:
+        return pl.LazyFrame(schema=contract(name).polars_schema)
+    columns = sorted({column for row in rows for column in row})
+    data = {column: [row.get(column) for row in rows] for column in columns}
+    schema = {column: contract(name).polars_schema[column] for column in columns}
+    return contract(name).conform(pl.LazyFrame(data, schema=schema))
+
+
+def uid(*parts: object) -> str:
+    return sha1(repr(parts).encode(), usedforsecurity=False).hexdigest()
+
+
+def access(*rows: dict[str, Any]) -> pl.LazyFrame:
+    defaults = {"protocol": "graph", "action": "get_item", "outcome": "success", "source": "m365_ual", "ts": NOON}
+    full = [defaults | {"event_uid": uid(at, sorted(map(str, row.items())))} | row for at, row in enumerate(rows)]
+    return frame("access_events", [row | {"date": row["ts"].date()} for row in full])
+
+
+def mail(*rows: dict[str, Any]) -> pl.LazyFrame:
+    defaults = {"event": "deliver", "outcome": "success", "source": "postfix", "host": "mx", "ts": NOON}
+    full = [defaults | {"event_uid": uid(at)} | row for at, row in enumerate(rows)]
+    return frame("mail_events", [row | {"date": row["ts"].date()} for row in full])
+
+
+def build(name: str, tables: Mapping[str, pl.LazyFrame], day: date = DAY) -> pl.DataFrame:
+    rows = BY_NAME[name].build(day, tables)
+    streamed = rows.collect(engine="streaming")
+    assert_frame_equal(rows.collect(engine="in-memory"), streamed)
+    return streamed
+
+
+def login(**row: Any) -> dict[str, Any]:
+    return {
+        "protocol": "pop3", "source": "dovecot", "action": "auth", "host": "pop", "principal_id": "journal@a.example",
+        "mailbox_id": "journal@a.example", "credential_id": "pw:journal@a.example", "src_ip": "192.0.2.7",
+        "src_net": "192.0.2.0/24", "src_asn": 64500, "src_class": "vendor_egress", "client_fp": "00000000000000aa",
+    } | row  # fmt: skip
+
+
+def session(**row: Any) -> dict[str, Any]:
+    unknown = {"src_ip": None, "src_net": None, "src_asn": None, "src_class": None, "client_fp": None}
+    counted = {"action": "session", "agg_level": "session", "retr_count": 10, "dele_count": 10, "bytes_out": 1000}
+    return login() | unknown | counted | row
+
+
+# One event of every kind that the tables look at, in a small world so that keys collide and joins find partners.
+EVENTS = st.fixed_dictionaries(
+    {
+        "source": st.sampled_from(["dovecot", "exchange_ews", "exchange_httpproxy", "iis", "m365_ual"]),
+        "action": st.sampled_from(["auth", "session", "get_item", "find_item", "probe"]),
+        "protocol": st.sampled_from(["pop3", "imap", "ews", "graph"]),
+        "ts": st.integers(-6 * 3600, 24 * 3600 - 1).map(
+            lambda s: datetime(2021, 1, 12, tzinfo=UTC) + timedelta(seconds=s)
+        ),
+        "host": st.sampled_from(["pop", "cas", None]),
+        "session_id": st.sampled_from(["s1", "s2", None]),
+        "tenant_id": st.sampled_from(["t1", "t2", None]),
+        "principal_id": st.sampled_from(["ann@a.example", "svc@a.example", "journal", None]),
+        "principal_type": st.sampled_from(["user", "service_account", None]),
+        "credential_id": st.sampled_from(["ab12", "pw:ann@a.example", None]),
+        "app_id": st.sampled_from(["app", None]),
+        "mailbox_id": st.sampled_from(["ann@a.example", "bob@a.example", "journal", None]),
+        "effective_user": st.sampled_from(["bob@a.example", None]),
+        "logon_type": st.sampled_from(["owner", "delegate", "admin", None]),
+        "access_kind": st.sampled_from(["bind", "sync", None]),
+        "folders": st.sampled_from([["Inbox", "Sent"], [], None]),
+        "throttled": st.sampled_from([True, False, None]),
+        "outcome": st.sampled_from(["success", "failure", "unknown"]),
+        "src_net": st.sampled_from(["192.0.2.0/24", "198.51.100.0/24", None]),
+        "client_fp": st.sampled_from(["00000000000000aa", "00000000000000bb", None]),
+        "op_count": st.sampled_from([None, 0, 7, 2**62]),
+        "item_count": st.sampled_from([None, 3]),
+        "bytes_out": st.sampled_from([None, 100, 2**62]),
+        "retr_count": st.sampled_from([None, 5]),
+    }
+)
+MAIL = st.fixed_dictionaries(
+    {
+        "source": st.sampled_from(["postfix", "dovecot", "exchange_msgtrk"]),
+        "event": st.sampled_from(["deliver", "queue"]),
+        "ts": EVENTS.map(lambda event: event["ts"]),
+        "host": st.sampled_from(["pop", "mx", None]),
+        "queue_id": st.sampled_from(["Q1", "Q2", None]),
+        "size_bytes": st.sampled_from([None, 1000]),
+        "rcpt": st.sampled_from(["ann@a.example", "Journal@A.example;bob@a.example", "journal@a.example", None]),
+    }
+)
+REFERENCE = {
+    "credentials": frame("credentials", [{"credential_id": "AB12"}]),
+    "mailboxes": frame("mailboxes", [{"mailbox_id": "journal@a.example", "tenant_id": "t1", "kind": "journal"}]),
+}
+STATES = {
+    "context_days": ("n_rows", "n_ops", "items", "bytes_out"),
+    "edge_days": ("n_ops", "items", "bytes_out", "sync_folders", "throttled"),
+}
+
+
+def as_addressed(event: dict[str, Any]) -> dict[str, Any]:
+    """An event whose address follows from its network, as enrichment leaves it."""
+    return event | {"src_ip": event["src_net"] and event["src_net"].removesuffix("0/24") + "7"}
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(EVENTS, max_size=25), st.lists(MAIL, max_size=12), st.randoms(use_true_random=False))
+def test_neither_order_nor_files_matter(events: list[dict[str, Any]], mails: list[dict[str, Any]], random: Any) -> None:
+    whole = {"access_events": access(*map(as_addressed, events)), "mail_events": mail(*mails)}
+    split = {}
+    for name, rows in whole.items():
+        order = list(range(rows.collect().height))
+        random.shuffle(order)
+        cut = random.randint(0, len(order))
+        shuffled = rows.collect()[order]
+        split[name] = pl.concat([shuffled[:cut].lazy(), shuffled[cut:].lazy()])
+    for table in ("context_days", "edge_days", "journal_hours"):
+        given_once = BY_NAME[table].build(DAY, whole | REFERENCE).collect()
+        assert_frame_equal(given_once, BY_NAME[table].build(DAY, split | REFERENCE).collect())
+        accepted, refused = contract(table).split(given_once)
+        assert refused.is_empty(), refused
+        assert accepted["date"].unique().to_list() in ([], [DAY])
+        key = BY_NAME[table].build.__globals__["KEY"]
+        assert given_once.select(key).is_unique().all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(EVENTS, max_size=30), st.randoms(use_true_random=False))
+def test_parts_merge_to_the_whole(events: list[dict[str, Any]], random: Any) -> None:
+    # Without the sources that are joined, a row's place is its own affair.
+    rows = access(*(as_addressed(event) | {"source": "m365_ual", "protocol": "graph"} for event in events)).collect()
+    part = pl.Series([random.randint(0, 2) for _ in range(rows.height)], dtype=pl.Int64)
+    for table, sums in STATES.items():
+        whole = build(table, {"access_events": rows.lazy()} | REFERENCE)
+        parts = [build(table, {"access_events": rows.filter(part == at).lazy()} | REFERENCE) for at in (0, 1, 2)]
+        assert_frame_equal(merged(pl.concat(parts), table, sums), whole)
+
+
+def merged(parts: pl.DataFrame, table: str, sums: Iterable[str]) -> pl.DataFrame:
+    key = list(BY_NAME[table].build.__globals__["KEY"])
+    bits = [pl.col("hour_bits").bitwise_or()] if "hour_bits" in parts.columns else []
+    ours = contract(table)
+    order = [*ours.sorted_by, *(column for column in key if column not in ours.sorted_by)]
+    states = parts.group_by(key).agg(pl.col(*sums).sum(), pl.col("first_ts").min(), pl.col("last_ts").max(), *bits)
+    return ours.conform(states.lazy()).collect().sort(order)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(EVENTS, min_size=1, max_size=40))
+def test_context_days_say_what_duckdb_says(events: list[dict[str, Any]]) -> None:
+    rows = access(*(as_addressed(event) | {"source": "m365_ual", "protocol": "graph"} for event in events)).collect()
+    ours = build("context_days", {"access_events": rows.lazy()} | REFERENCE)
+    con = duckdb.connect()
+    con.execute("set TimeZone = 'UTC'")
+    con.register("access_events", rows.to_arrow())
+    theirs = con.sql("""
+        with marked as (
+            select *, coalesce(principal_type in ('service_principal', 'service_account', 'computer'), false)
+                or coalesce(logon_type in ('admin', 'delegated_admin'), false)
+                or (app_id is not null and principal_id is null)
+                or coalesce(credential_id = 'ab12', false) as detail
+            from access_events where date = date '2021-01-12')
+        select date, tenant_id, protocol, principal_id, principal_type, credential_id, app_id, src_net, src_asn,
+            src_class, case when detail then client_fp end as client_fp,
+            case when detail then action else 'any' end as action, outcome,
+            count(*)::bigint as n_rows,
+            sum(least(coalesce(op_count, 1), 274877906944))::bigint as n_ops,
+            sum(coalesce(item_count, 0))::bigint as items,
+            sum(least(coalesce(bytes_out, 0), 274877906944))::bigint as bytes_out,
+            min(ts) as first_ts, max(ts) as last_ts,
+            bit_or((1::bigint << hour(ts)::int)) as hour_bits
+        from marked group by all order by all nulls first
+    """).pl()
+    columns = theirs.columns
+    casts = [pl.col(name).cast(dtype) for name, dtype in ours.select(columns).schema.items()]
+    assert_frame_equal(ours.select(columns), theirs.select(casts), check_row_order=False)
+
+
+def test_every_table_is_found_and_comes_after_what_it_reads() -> None:
+    names = [table.table for table in derived()]
+    assert sorted(names) == ["context_days", "edge_days", "first_seen", "journal_hours"]
+    assert names.index("first_seen") > max(names.index("context_days"), names.index("edge_days"))
+    assert {table.table: table.period for table in derived()}["first_seen"] == "month"
+    assert all(contract(table.table).kind == "derived" for table in derived())
+    for module in (context_days, edge_days, first_seen, journal_hours):
+        assert contract(module.TABLE).partitioned_by == "date"
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_nothing_in_gives_an_empty_typed_frame(name: str) -> None:
+    empty = {source: frame(source, []) for source in BY_NAME[name].sources}
+    for tables in ({}, empty):
+        rows = build(name, tables)
+        assert rows.is_empty()
+        assert rows.schema == contract(name).polars_schema
+
+
+def test_machines_in_detail_users_coarse() -> None:
+    who = {"principal_type": "user", "client_fp": "00000000000000aa", "src_net": "192.0.2.0/24"}
+    rows = access(
+        who | {"principal_id": "ann@a.example", "action": "get_item"},
+        who | {"principal_id": "ann@a.example", "action": "find_item", "client_fp": "00000000000000bb"},
+        who | {"principal_id": "sp", "principal_type": "service_principal"},
+        who | {"principal_id": "named@a.example", "credential_id": "pw:named@a.example"},
+        who | {"principal_id": "bound@a.example"},
+        who | {"principal_id": "svc-mail@a.example"},
+        who | {"principal_id": "admin@a.example", "logon_type": "admin"},
+        who | {"principal_id": None, "app_id": "app", "principal_type": None},
+    )
+    expected_rule = {"valid_to": NOON, "owner": "soc", "reason": "r", "operation_classes": "get_item"}
+    reference = {
+        "credentials": frame("credentials", [{"credential_id": "PW:Named@a.example"}]),
+        "bindings": frame("bindings", [{"principal_id": "Bound@a.example", "tenant_id": "t", "service": "ews"}]),
+        "contexts": frame(
+            "contexts",
+            [expected_rule | {"principal_pattern": "svc-*@a.example"}, expected_rule | {"principal_pattern": "*"}],
+        ),
+    }
+    states = build("context_days", {"access_events": rows} | reference)
+    assert dict(states.select("principal_id", "action").iter_rows()) == {
+        "ann@a.example": "any", "sp": "get_item", "named@a.example": "get_item", "bound@a.example": "get_item",
+        "svc-mail@a.example": "get_item", "admin@a.example": "get_item", None: "get_item",
+    }  # fmt: skip
+    ann = states.row(by_predicate=pl.col("principal_id") == "ann@a.example", named=True)
+    assert (ann["n_rows"], ann["client_fp"]) == (2, None)
+
+
+def test_hour_bits_name_the_hours() -> None:
+    hours = (0, 0, 5, 23)
+    rows = access(*({"principal_id": "a", "ts": NOON.replace(hour=hour, minute=59)} for hour in hours))
+    assert build("context_days", {"access_events": rows})["hour_bits"].to_list() == [1 + 2**5 + 2**23]
+
+
+def test_one_ews_request_in_three_logs_counts_once() -> None:
+    back = {"source": "exchange_ews", "protocol": "ews", "session_id": "r1", "principal_id": "svc@a.example",
+            "principal_type": "service_account", "mailbox_id": "ceo@a.example", "src_ip": "10.0.0.5",
+            "src_net": "10.0.0.0/24"}  # fmt: skip
+    front = back | {"source": "exchange_httpproxy", "action": "proxy", "mailbox_id": None, "src_ip": "192.0.2.7",
+                    "src_net": "192.0.2.0/24", "bytes_out": 5000, "client_fp": "00000000000000aa"}  # fmt: skip
+    server = front | {"source": "iis", "bytes_out": 5100, "src_ip": "10.0.0.1", "src_net": "10.0.0.0/24"}
+    rows = access(
+        back,
+        front,
+        front | {"session_id": "only-front"},
+        server | {"session_id": "only-front"},
+        server | {"session_id": "only-server"},
+        back | {"session_id": None},
+        back | {"session_id": "own-bytes", "bytes_out": 7},
+        front | {"session_id": "own-bytes"},
+    )
+    once = requests_once(rows).collect()
+    assert once.columns == rows.collect_schema().names()
+    told = once.select("session_id", "source", "src_ip", "bytes_out").sort("session_id", "source").rows()
+    assert told == [
+        (None, "exchange_ews", "10.0.0.5", None),
+        ("only-front", "exchange_httpproxy", "192.0.2.7", 5000),
+        ("only-server", "iis", "10.0.0.1", 5100),
+        ("own-bytes", "exchange_ews", "192.0.2.7", 7),
+        ("r1", "exchange_ews", "192.0.2.7", 5000),
+    ]
+    states = build("context_days", {"access_events": rows})
+    assert states["n_rows"].sum() == 5
+    edges = build("edge_days", {"access_events": rows}).filter(src_net="192.0.2.0/24")
+    assert edges.select("mailbox_id", "n_ops", "bytes_out").rows() == [("ceo@a.example", 2, 5007)]
+
+
+def test_front_ends_that_disagree_do_not_overrule_the_back_end() -> None:
+    back = {"source": "exchange_ews", "session_id": "r1", "src_ip": "10.0.0.5", "src_net": "10.0.0.0/24"}
+    one = {"source": "exchange_httpproxy", "session_id": "r1", "src_ip": "192.0.2.7", "src_net": "192.0.2.0/24"}
+    other = one | {"src_ip": "198.51.100.9", "src_net": "198.51.100.0/24"}
+    kept = requests_once(access(back, one, other)).collect()
+    assert kept.select("src_ip", "src_net").rows() == [("10.0.0.5", "10.0.0.0/24")]
+
+
+def at(hour: int, minute: int = 0, days: int = 0) -> datetime:
+    return NOON.replace(hour=hour, minute=minute) + timedelta(days=days)
+
+
+def test_a_session_takes_the_address_of_its_login() -> None:
+    attacker = {"src_ip": "203.0.113.9", "src_net": "203.0.113.0/24", "client_fp": "00000000000000bb"}
+    rows = access(
+        login(ts=at(9), session_id="s1"),
+        login(ts=at(9, 5), session_id="s2", **attacker),
+        session(ts=at(9, 10), session_id="s1", retr_count=1),  # the later login is not its own
+        session(ts=at(9, 20), retr_count=2),  # no session id: the latest login before it
+        session(ts=at(9, 30), retr_count=3, host="other"),  # another server: no login
+        session(ts=at(9, 40), retr_count=4, src_ip="192.0.2.8", src_net="192.0.2.0/24"),  # has its own
+        session(ts=at(8), retr_count=5),  # before any login
+        login(ts=at(9, 50), outcome="failure", src_ip="198.51.100.1", src_net="198.51.100.0/24"),
+        session(ts=at(9, 55), retr_count=6, session_id="unknown"),
+        session(ts=at(9, 56), retr_count=7, protocol="imap"),
+    )
+    filled = with_login(rows).collect()
+    assert filled.columns == rows.collect_schema().names()
+    assert filled.height == 10
+    sources = dict(filled.filter(action="session").select("retr_count", "src_ip").iter_rows())
+    assert sources == {
+        1: "192.0.2.7", 2: "203.0.113.9", 3: None, 4: "192.0.2.8", 5: None, 6: "203.0.113.9", 7: None
+    }  # fmt: skip
+    second = filled.row(by_predicate=pl.col("retr_count") == 2, named=True)
+    assert (second["src_net"], second["client_fp"]) == (attacker["src_net"], attacker["client_fp"])
+
+
+def test_a_login_before_midnight_counts_for_a_day_at_most() -> None:
+    rows = access(
+        login(ts=at(23, 59, days=-1), session_id="s1"),
+        session(ts=at(0, 4), session_id="s1"),
+        login(ts=at(1, 0, days=-1), principal_id="b@a.example"),
+        session(ts=at(0, 30), principal_id="b@a.example", mailbox_id="b@a.example"),
+        login(ts=at(1, 0, days=-1), principal_id="c@a.example"),
+        session(ts=at(2, 0), principal_id="c@a.example", mailbox_id="c@a.example"),
+    )
+    ledger = build("journal_hours", {"access_events": rows})
+    assert dict(ledger.select("mailbox_id", "src_net").iter_rows()) == {
+        "journal@a.example": "192.0.2.0/24", "b@a.example": "192.0.2.0/24", "c@a.example": None
+    }  # fmt: skip
+    assert build("context_days", {"access_events": rows})["n_rows"].sum() == 3
+
+
+def test_own_mailboxes_stay_out() -> None:
+    own = {"principal_id": "ann@a.example", "mailbox_id": "ann@a.example", "principal_type": "user"}
+    sid = "s-1-5-21-1-2-3-1104"
+    rows = access(
+        own,
+        own | {"logon_type": "owner", "app_id": "outlook"},
+        own | {"principal_id": "ann"},
+        own | {"principal_id": r"corp\ann"},
+        own | {"principal_id": sid, "logon_type": "owner"},
+        own | {"mailbox_id": "11111111-2222-3333-4444-555555555555"},  # her own by the reference table
+        own | {"mailbox_id": "m01@a.example", "outcome": "failure"},
+        own | {"mailbox_id": "m02@a.example", "action": "probe"},
+        own | {"mailbox_id": "m03@a.example", "principal_id": None},
+        own | {"mailbox_id": "m11@a.example"},
+        own | {"mailbox_id": "m12@a.example", "logon_type": "owner"},
+        own | {"logon_type": "delegate", "principal_id": "m13@a.example", "mailbox_id": "m13@a.example"},
+        own | {"effective_user": "m14@a.example", "mailbox_id": "m14@a.example", "logon_type": "owner"},
+        own | {"principal_id": "m15@a.example", "mailbox_id": "m15@a.example", "principal_type": "service_account"},
+        own | {"principal_id": None, "app_id": "app", "mailbox_id": "m16@a.example", "logon_type": "owner"},
+        own | {"principal_id": sid, "mailbox_id": "m17@a.example"},
+        own | {"principal_id": r"corp\host$", "principal_type": "computer", "mailbox_id": "m18@a.example"},
+        own | {"principal_id": "ann@b.example", "mailbox_id": "m19@a.example"},
+    )
+    mailbox = {"mailbox_id": "Ann@a.example", "tenant_id": "t", "mailbox_guid": "11111111-2222-3333-4444-555555555555"}
+    edges = build("edge_days", {"access_events": rows, "mailboxes": frame("mailboxes", [mailbox])})
+    assert sorted(edges["mailbox_id"]) == [f"m{number}@a.example" for number in range(11, 20)]
+    assert "app" in edges["actor_id"]
+
+
+def test_edges_count_folders_and_throttling() -> None:
+    row = {"principal_id": "x@a.example", "mailbox_id": "ceo@a.example", "access_kind": "sync", "op_count": 4}
+    rows = access(
+        row | {"folders": ["Inbox", "Sent"]}, row, row | {"access_kind": "bind", "folders": ["A"], "throttled": True}
+    )
+    edges = build("edge_days", {"access_events": rows})
+    counted = edges.select("access_kind", "n_ops", "sync_folders", "throttled").sort("access_kind").rows()
+    assert counted == [("bind", 4, 0, 1), ("sync", 8, 3, 0)]
+
+
+def test_a_delivery_in_two_logs_counts_once() -> None:
+    box = "journal@a.example"
+    deliveries = mail(
+        {"event": "queue", "queue_id": "Q1", "size_bytes": 900, "ts": at(8, 59)},
+        {"queue_id": "Q1", "rcpt": "Journal@A.example", "ts": at(9)},
+        {"source": "dovecot", "rcpt": box, "ts": at(9)},
+        {"source": "dovecot", "rcpt": box, "ts": at(8, 59)},  # the same delivery, on the other side of the hour
+        {"source": "dovecot", "rcpt": box, "ts": at(14), "size_bytes": 50},  # Postfix has nothing about this hour
+        {"source": "exchange_msgtrk", "rcpt": f"x@a.example; {box}", "ts": at(16), "size_bytes": 70},
+        {"rcpt": box, "ts": at(9, 30), "outcome": "failure"},
+        {"rcpt": box, "ts": at(9, 31), "event": "send"},
+        {"rcpt": "elsewhere@a.example", "ts": at(9)},
+        {"rcpt": box, "ts": at(9, days=-1)},
+    )
+    sessions = access(login(ts=at(9, 58)), session(ts=at(10), tenant_id="t1", maildrop_n=12), session(ts=at(10, 5)))
+    ledger = build("journal_hours", {"access_events": sessions, "mail_events": deliveries})
+    assert ledger.filter(pl.col("sessions") == 0).select("hour", "delivered", "delivered_bytes").rows() == [
+        (at(9), 1, 900), (at(14), 1, 50), (at(16), 1, 70)
+    ]  # fmt: skip
+    read = ledger.filter(pl.col("sessions") > 0).row(0, named=True)
+    expected = {"sessions": 2, "retrieved": 20, "retrieved_bytes": 2000, "deleted": 20, "maildrop_max": 12,
+                "src_net": "192.0.2.0/24", "credential_id": f"pw:{box}", "delivered": 0}  # fmt: skip
+    assert {name: read[name] for name in expected} == expected
+    assert ledger["tenant_id"].unique().to_list() == ["t1"]
+    assert ledger["is_journal"].to_list() == [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("reference", "row"),
+    [
+        ("mailboxes", {"mailbox_id": "Journal@a.example", "tenant_id": "t9", "kind": "journal"}),
+        ("bindings", {"principal_id": "journal@a.example", "tenant_id": "t9", "service": "pop3", "scope": "journal"}),
+        (
+            "bindings",
+            {"credential_id": "pw:Journal@a.example", "tenant_id": "t9", "service": "pop3", "scope": "journal"},
+        ),
+    ],
+)
+def test_a_declared_journal_is_kept_even_if_nobody_reads_it(reference: str, row: dict[str, Any]) -> None:
+    tables = {"mail_events": mail({"rcpt": "journal@a.example"}), reference: frame(reference, [row])}
+    ledger = build("journal_hours", tables)
+    assert ledger.select("mailbox_id", "is_journal", "delivered").rows() == [("journal@a.example", True, 1)]
+
+
+def test_a_system_account_gets_what_its_own_host_delivered() -> None:
+    rows = access(session(principal_id="journal", mailbox_id="journal", host="mx"))
+    deliveries = mail({"rcpt": "journal@mx.a.example"}, {"rcpt": "journal@a.example", "host": "elsewhere"})
+    ledger = build("journal_hours", {"access_events": rows, "mail_events": deliveries})
+    assert ledger["mailbox_id"].unique().to_list() == ["journal"]
+    assert (ledger["delivered"].sum(), ledger["retrieved"].sum()) == (1, 10)
+
+
+def test_first_seen_is_the_month_of_successes() -> None:
+    context = {"protocol": "ews", "outcome": "success", "action": "get_item", "n_ops": 2, "tenant_id": "t1",
+               "principal_id": "sp", "credential_id": "ab12", "src_net": "192.0.2.0/24", "src_asn": 64500,
+               "first_ts": NOON, "last_ts": NOON}  # fmt: skip
+    later = {"date": date(2021, 1, 31), "first_ts": NOON + timedelta(days=19), "last_ts": NOON + timedelta(days=19)}
+    contexts = frame(
+        "context_days",
+        [
+            context | {"date": DAY, "client_fp": "00000000000000aa"},
+            context | {"date": DAY, "action": "find_item"},
+            context | later,
+            context | {"date": date(2021, 2, 1)},
+            context | {"date": DAY, "outcome": "failure", "src_net": "203.0.113.0/24"},
+            context | {"date": DAY, "action": "any", "principal_id": "ann", "credential_id": "pw:ann"},
+            context | {"date": DAY, "action": "probe", "principal_id": "health"},
+        ],
+    )
+    edge = {"date": DAY, "protocol": "ews", "actor_id": "sp", "mailbox_id": "ceo", "n_ops": 1}
+    edges = frame("edge_days", [edge | {"credential_id": "ab12", "first_ts": NOON, "last_ts": NOON}])
+    rows = build("first_seen", {"context_days": contexts, "edge_days": edges}, date(2021, 1, 20))
+    assert rows["date"].unique().to_list() == [date(2021, 1, 1)]
+    seen = {(row[0], row[1], row[2]): row[3:] for row in rows.drop("date", "tenant_id").iter_rows()}
+    assert seen["credential", "ab12", "src_net"] == ("192.0.2.0/24", NOON, later["last_ts"], 2, 6)
+    assert seen["credential", "ab12", "client_fp"][4] == 2
+    assert seen["principal", "sp", "src_asn"][0] == "64500"
+    assert seen["credential", "ab12", "mailbox"][0] == seen["principal", "sp", "mailbox"][0] == "ceo"
+    assert seen["network", "192.0.2.0/24", "any"][3:] == (2, 8)
+    assert {attribute for entity, name, attribute in seen if name == "ann"} == {"src_net", "protocol"}
+    assert {entity for entity, name, _ in seen if entity == "tenant"} == {"tenant"}
+    names = {name for _, name, _ in seen}
+    assert not names & {"pw:ann", "health", "203.0.113.0/24"}
+    assert contract("first_seen").split(rows)[1].is_empty()

@@ -1,0 +1,1 @@
+"""Raw records to events to derived tables. Knows no storage."""

@@ -1,0 +1,131 @@
+"""Clients: what a user agent says in short, and a fingerprint of the traits that stay when an address changes.
+
+A user agent is free text written by the client. It is cut, cleaned and reduced to product and major version by linear
+regular expressions over distinct values. Mail clients and the client strings of the mailbox audit come first; a general
+browser database would name neither.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import polars as pl
+
+from transforms.addresses import encode
+
+LONGEST_AGENT = 512  # characters read
+LONGEST_FAMILY = 64  # characters kept
+TRAITS = ("ua_family", "helo", "auth_method", "tls_version", "ews_version")
+FINGERPRINT_BYTES = 8
+
+_UNPRINTABLE = r"[\pC\s]+"
+
+# Client=WebServices;EWSEditor (ExchangeServicesClient/0.0.0.0);
+# Client=REST;Client=RESTSystem;;
+_WRAPPER = r"^(?:Client=[^;]*;)+"
+_WRAPPER_NAME = r"^Client=([^;]+)"
+# in the mailbox audit: Client=ActiveSync;UserAgent=Apple-iPhone9C1/1602.92;Action=Sync
+_WRAPPED = r"(?:^|;)UserAgent=([^;]+)"
+
+# (pattern whose group 1 is the major version, product), the first that is found wins; more special before more general:
+# Edge says Chrome too, Chrome says Safari too
+_KNOWN = (
+    # Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.4266; Pro)
+    (r"\bMicrosoft Outlook (\d{1,4})\b", "Outlook"),
+    (r"^Mozilla/.*\bThunderbird/(\d{1,4})", "Thunderbird"),
+    (r"^Mozilla/.*\bEdg(?:e|A|iOS)?/(\d{1,4})", "Edge"),
+    (r"^Mozilla/.*\bOPR/(\d{1,4})", "Opera"),
+    (r"^Mozilla/.*\b(?:Chrome|CriOS)/(\d{1,4})", "Chrome"),
+    (r"^Mozilla/.*\b(?:Firefox|FxiOS)/(\d{1,4})", "Firefox"),
+    (r"^Mozilla/.*\bVersion/(\d{1,4})[^ ]* .*\bSafari/", "Safari"),
+    (r"^Mozilla/.*\bMSIE (\d{1,4})", "Internet Explorer"),
+    (r"^Mozilla/.*\bTrident/.*\brv:(\d{1,4})", "Internet Explorer"),
+    (r"^Mozilla/.*\bAppleWebKit/(\d{1,4})", "AppleWebKit"),
+)
+# macOS/13.4 (22F66); ExchangeWebServices/10.0.1 (262); Mail/16.0 (3731): the program comes last
+_MAC = r"^(?:Mac OS X|macOS)/.*; ?(?P<product>[A-Za-z][\w .-]{0,40})/(?P<major>\d{1,6})[^;]*$"
+# Mozilla/5.0 (compatible; Name/1.2; ...)
+_COMPATIBLE = r"^Mozilla/[\d.]+ \(compatible; (?P<product>[A-Za-z][\w .-]{0,40})/(?P<major>\d{1,6})"
+# ASProxy/CrossSite/Directory/EXCH/15.00.1104.000: product with slashes, then version
+_PRODUCT = r"^(?P<product>[^();,=\d][^();,=]*?)/v?(?P<major>\d{1,6})(?:[.;, ()]|$)"
+# EWSEditor (ExchangeServicesClient/0.0.0.0): a name of its own, with the library in brackets
+_NAME = r"^([^();,]+)"
+_LIBRARY = r"\((ExchangeServicesClient/\d{1,4})"
+
+
+def ua_family(agent: pl.Expr) -> pl.Expr:
+    """User agent or client string -> "Product/major", or the bare name where no version is given; null for none.
+
+    `Microsoft Office/16.0 (...; Microsoft Outlook 16.0.5; Pro)` gives `Outlook/16`; `EWSEditor
+    (ExchangeServicesClient/0.0.0.0)` gives `EWSEditor (ExchangeServicesClient/0)`; the wrapper `Client=WebServices;`
+    of the mailbox audit is taken off, so that both logs name a client alike.
+    """
+    return agent.map_batches(_families, return_dtype=pl.String)
+
+
+def client_fp(protocol: pl.Expr, traits: Sequence[pl.Expr]) -> pl.Expr:
+    """16 hex digits over protocol and traits (String); null where no trait is known. Stable over runs and machines."""
+    clean = [trait.str.slice(0, 255).str.replace_all("\x1f", "", literal=True).fill_null("") for trait in traits]
+    joined = pl.concat_str([protocol.fill_null(""), *clean], separator="\x1f")
+    known = pl.any_horizontal(part != "" for part in clean)
+    return pl.when(known).then(joined).map_batches(_fingerprints, return_dtype=pl.String)
+
+
+def with_clients(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """Adds `ua_family` and `client_fp`.
+
+    Reads, where they are there: protocol, user_agent, helo, auth_method, tls_version and the helper column ews_version.
+    Shape: the rows of `frame` in their order, two columns more (String); columns of these names are replaced.
+    """
+    given = frame.collect_schema().names()
+    agent = pl.col("user_agent") if "user_agent" in given else pl.lit(None, dtype=pl.String)
+    traits = [pl.col("ua_family")]
+    traits += [pl.col(name).str.to_lowercase() for name in TRAITS if name in given and name != "ua_family"]
+    protocol = pl.col("protocol") if "protocol" in given else pl.lit(None, dtype=pl.String)
+    return frame.with_columns(ua_family(agent.cast(pl.String)).alias("ua_family")).with_columns(
+        client_fp(protocol.cast(pl.String), traits).alias("client_fp")
+    )
+
+
+def _families(agents: pl.Series) -> pl.Series:
+    distinct, place = encode(agents)
+    return _reduce(distinct).gather(place).alias(agents.name)
+
+
+def _reduce(agents: pl.Series) -> pl.Series:
+    """Families of distinct agents."""
+    text = pl.col("agent").str.slice(0, LONGEST_AGENT).str.replace_all(_UNPRINTABLE, " ").str.strip_chars(" \"'")
+    bare = pl.col("text").str.replace(_WRAPPER, "").str.strip_chars(" ;")
+    inner = pl.coalesce(bare.str.extract(_WRAPPED), bare)
+    known = [pl.lit(f"{product}/") + pl.col("inner").str.extract(pattern) for pattern, product in _KNOWN]
+    name = pl.col("inner").str.extract(_NAME).str.strip_chars()
+    family = pl.coalesce(
+        *known[:1],
+        _product(_MAC),
+        _product(_COMPATIBLE),
+        *known[1:],
+        _product(_PRODUCT),
+        name + " (" + pl.col("inner").str.extract(_LIBRARY) + ")",
+        pl.col("text").str.extract(_WRAPPER_NAME),
+        name,
+        pl.col("inner"),
+    )
+    return (
+        agents.alias("agent")
+        .to_frame()
+        .select(text=text)
+        .with_columns(inner=inner)
+        .select(family=family.str.slice(0, LONGEST_FAMILY).str.strip_chars())
+        .select(pl.when(pl.col("family").is_in(["", "-"])).then(None).otherwise(pl.col("family")))
+        .to_series()
+    )
+
+
+def _product(pattern: str) -> pl.Expr:
+    parts = pl.col("inner").str.extract_groups(pattern)
+    return parts.struct.field("product") + "/" + parts.struct.field("major")
+
+
+def _fingerprints(joined: pl.Series) -> pl.Series:
+    distinct, place = encode(joined)
+    digests = [blake2b(value.encode(), digest_size=FINGERPRINT_BYTES).hexdigest() for value in distinct.to_list()]
+    return pl.Series(joined.name, digests, dtype=pl.String).gather(place)

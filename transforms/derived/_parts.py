@@ -1,0 +1,45 @@
+"""What the derived tables share: typed inputs, capped sums, hour bits and the fixed order of rows."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+import polars as pl
+
+from data_contracts import contract
+from transforms.sessions import WEB_SOURCES, requests_once, with_login
+
+# A log can claim any number. Ten million rows at this cap still sum within 64 bits.
+COUNT_CAP = 2**38
+
+
+def table(tables: Mapping[str, pl.LazyFrame], name: str) -> pl.LazyFrame:
+    """The named table in its contract's columns; an empty one where the caller has none."""
+    given = tables.get(name)
+    schema = contract(name).polars_schema
+    return pl.LazyFrame(schema=schema) if given is None else contract(name).conform(given)
+
+
+def accesses(tables: Mapping[str, pl.LazyFrame], day: date) -> pl.LazyFrame:
+    """The access events of `day`: sessions with the address of their login, each web request once."""
+    access = table(tables, "access_events")
+    # The two never concern the same rows; apart, neither runs over the other's.
+    web = pl.col("source").is_in(WEB_SOURCES)
+    rows = pl.concat([requests_once(access.filter(web)), with_login(access.filter(~web))])
+    return rows.filter(pl.col("date") == day)
+
+
+def count(column: str, absent: int = 0) -> pl.Expr:
+    """A counted column as the log gives it, `absent` where it gives none, capped so that sums cannot overflow."""
+    return pl.col(column).fill_null(absent).clip(0, COUNT_CAP)
+
+
+def hour_bits() -> pl.Expr:
+    """Hours of the UTC day in which there were rows: bit 0 for 00:00 to 00:59."""
+    return pl.lit(2, pl.Int64).pow(pl.col("ts").dt.hour().cast(pl.Int64)).bitwise_or()
+
+
+def finish(rows: pl.LazyFrame, name: str, key: Sequence[str]) -> pl.LazyFrame:
+    """The rows in the contract's columns, sorted as the contract says and then by the rest of the key."""
+    ours = contract(name)
+    order = [*ours.sorted_by, *(column for column in key if column not in ours.sorted_by)]
+    return ours.conform(rows).sort(order, nulls_last=False)

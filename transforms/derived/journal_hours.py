@@ -1,0 +1,189 @@
+"""journal_hours: messages into and out of the mailboxes that are read over POP3, by hour.
+
+Every journaled message is delivered once and leaves once, so that what went in and what came out must balance. Rows
+that count deliveries have no reader (src_net, client_fp and credential_id null); rows that count sessions have no
+deliveries.
+"""
+
+from collections.abc import Mapping
+from datetime import date, timedelta
+
+import polars as pl
+
+from transforms.derived._parts import count, finish, table
+from transforms.sessions import with_login
+
+TABLE = "journal_hours"
+PERIOD = "day"
+SOURCES = ("access_events", "mail_events", "mailboxes", "bindings")
+
+KEY = ("date", "tenant_id", "hour", "mailbox_id", "is_journal", "src_net", "client_fp", "credential_id")
+_READER = ("src_net", "client_fp", "credential_id")
+# The two log lines of one delivery (by the mail server, by the store it hands over to) may fall on both sides of the
+# hour.
+_SAME_DELIVERY = timedelta(minutes=2)
+
+
+def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The ledger of `day` for declared journal mailboxes and for those with a POP3 session on that day.
+
+    Args:
+        day: UTC day.
+        tables: SOURCES; access_events and mail_events of the day and the day before.
+
+    Returns:
+        journal_hours of `day`; bytes in octets, times UTC.
+    """
+    pop3 = table(tables, "access_events").filter(pl.col("protocol") == "pop3")
+    readers = _sessions(pop3, day).select("mailbox_id", "host").unique()
+    declared = _declared(tables)
+    watched = pl.concat([readers.select("mailbox_id"), declared.select("mailbox_id")]).unique()
+    mail = table(tables, "mail_events")
+    delivered = _with_sizes(_counted_once(_deliveries(mail, watched, readers), day), mail)
+    rows = pl.concat([_incoming(delivered), _outgoing(_sessions(with_login(pop3), day))], how="diagonal")
+    rows = _with_tenant(rows.join(declared, on="mailbox_id", how="left"), table(tables, "mailboxes"))
+    rows = rows.with_columns(pl.lit(day).alias("date"), pl.col("is_journal").fill_null(False))
+    states = rows.group_by(KEY).agg(
+        *(
+            count(column).sum().alias(column)
+            for column in ("delivered", "delivered_bytes", "sessions", "retrieved", "retrieved_bytes", "deleted")
+        ),
+        pl.col("maildrop_max").max(),
+        pl.col("first_ts").min(),
+        pl.col("last_ts").max(),
+    )
+    return finish(states, TABLE, KEY)
+
+
+def _sessions(access: pl.LazyFrame, day: date) -> pl.LazyFrame:
+    """Sessions of the day, with the mailbox that was read."""
+    session = (pl.col("date") == day) & (pl.col("action") == "session") & (pl.col("outcome") != "failure")
+    mailbox = pl.coalesce("mailbox_id", "principal_id").str.to_lowercase().alias("mailbox_id")
+    return (
+        access.filter(session)
+        .select("tenant_id", "ts", mailbox, "host", *_READER, "retr_count", "bytes_out", "dele_count", "maildrop_n")
+        .filter(pl.col("mailbox_id").is_not_null())
+    )
+
+
+def _declared(tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """Mailboxes that the reference tables declare as journal, with a true flag."""
+    mailboxes = table(tables, "mailboxes").filter(pl.col("kind") == "journal").select("mailbox_id")
+    bindings = table(tables, "bindings").filter(pl.col("scope") == "journal")
+    accounts = bindings.filter(pl.col("credential_id").str.to_lowercase().str.starts_with("pw:"))
+    names = pl.concat(
+        [
+            mailboxes,
+            bindings.select(pl.col("principal_id").alias("mailbox_id")),
+            accounts.select(pl.col("credential_id").str.slice(3).alias("mailbox_id")),
+        ]
+    )
+    lower = names.select(pl.col("mailbox_id").str.to_lowercase()).drop_nulls().unique()
+    return lower.with_columns(pl.lit(True).alias("is_journal"))
+
+
+def _deliveries(mail: pl.LazyFrame, watched: pl.LazyFrame, readers: pl.LazyFrame) -> pl.LazyFrame:
+    """Deliveries into watched mailboxes, one row per log line and recipient."""
+    lines = (
+        mail.filter((pl.col("event") == "deliver") & (pl.col("outcome") != "failure") & pl.col("rcpt").is_not_null())
+        .select("tenant_id", "ts", "date", "source", "host", "queue_id", "size_bytes", "rcpt")
+        # Exchange names all recipients of a delivery in one field.
+        .with_columns(pl.col("rcpt").str.to_lowercase().str.split(";"))
+        .explode("rcpt", empty_as_null=False)
+        .with_columns(pl.col("rcpt").str.strip_chars(" <>").alias("mailbox_id"))
+        .drop("rcpt")
+    )
+    addressed = lines.join(watched, on="mailbox_id", how="semi")
+    # System accounts log in without a domain: their mail is what the same host delivered to that local part.
+    bare = readers.filter(~pl.col("mailbox_id").str.contains("@", literal=True)).select(
+        "host", pl.col("mailbox_id").alias("_local")
+    )
+    local = (
+        lines.join(watched, on="mailbox_id", how="anti")
+        .with_columns(pl.col("mailbox_id").str.extract("^([^@]*)@").alias("_local"))
+        .join(bare, on=["host", "_local"], how="semi")
+        .with_columns(pl.col("_local").alias("mailbox_id"))
+        .drop("_local")
+    )
+    return pl.concat([addressed, local])
+
+
+def _counted_once(lines: pl.LazyFrame, day: date) -> pl.LazyFrame:
+    """Deliveries of the day without those that Postfix has logged as well.
+
+    Postfix hands a message to Dovecot, and both log the delivery: another source counts for a mailbox only in an hour,
+    and at a time, for which Postfix tells of no delivery to it.
+    """
+    lines = lines.with_columns(pl.col("ts").dt.truncate("1h").alias("hour"))
+    postfix = lines.filter(pl.col("source") == "postfix")
+    hours = postfix.select("mailbox_id", "hour").unique()
+    times = postfix.select("mailbox_id", "ts", pl.lit(True).alias("_near")).unique().sort("ts")
+    rest = (
+        lines.filter(pl.col("source") != "postfix")
+        .join(hours, on=["mailbox_id", "hour"], how="anti")
+        .sort("ts")
+        .join_asof(
+            times, on="ts", by="mailbox_id", strategy="nearest", tolerance=_SAME_DELIVERY, check_sortedness=False
+        )
+        .filter(pl.col("_near").is_null())
+        .drop("_near")
+    )
+    return pl.concat([postfix, rest]).filter(pl.col("date") == day)
+
+
+def _with_sizes(lines: pl.LazyFrame, mail: pl.LazyFrame) -> pl.LazyFrame:
+    """Adds sizes that Postfix logs only when the message enters the queue: the last size of that queue id before."""
+    queue = ["host", "queue_id"]
+    keyed = lines.filter(pl.col("size_bytes").is_null() & pl.col("queue_id").is_not_null())
+    plain = lines.filter(pl.col("size_bytes").is_not_null() | pl.col("queue_id").is_null())
+    sizes = (
+        mail.filter((pl.col("event") != "deliver") & pl.col("size_bytes").is_not_null())
+        .join(keyed.select(queue).unique(), on=queue, how="semi", nulls_equal=True)
+        .group_by(*queue, "ts")
+        .agg(pl.col("size_bytes").max().alias("_size"))
+        .with_columns(pl.col("host").fill_null(""))
+        .sort("ts")
+    )
+    sized = (
+        keyed.with_columns(pl.col("host").fill_null(""))
+        .sort("ts")
+        .join_asof(sizes, on="ts", by=queue, strategy="backward", check_sortedness=False)
+        .with_columns(pl.col("_size").alias("size_bytes"))
+        .drop("_size")
+    )
+    return pl.concat([plain, sized])
+
+
+def _incoming(lines: pl.LazyFrame) -> pl.LazyFrame:
+    return lines.group_by("tenant_id", "hour", "mailbox_id").agg(
+        pl.len().cast(pl.Int64).alias("delivered"),
+        count("size_bytes").sum().alias("delivered_bytes"),
+        pl.col("ts").min().alias("first_ts"),
+        pl.col("ts").max().alias("last_ts"),
+    )
+
+
+def _outgoing(sessions: pl.LazyFrame) -> pl.LazyFrame:
+    return sessions.group_by("tenant_id", pl.col("ts").dt.truncate("1h").alias("hour"), "mailbox_id", *_READER).agg(
+        pl.len().cast(pl.Int64).alias("sessions"),
+        count("retr_count").sum().alias("retrieved"),
+        count("bytes_out").sum().alias("retrieved_bytes"),
+        count("dele_count").sum().alias("deleted"),
+        pl.col("maildrop_n").max().alias("maildrop_max"),
+        pl.col("ts").min().alias("first_ts"),
+        pl.col("ts").max().alias("last_ts"),
+    )
+
+
+def _with_tenant(rows: pl.LazyFrame, mailboxes: pl.LazyFrame) -> pl.LazyFrame:
+    """Names the tenant alike on both sides of the ledger: as declared, else as this row says, else as another does."""
+    declared = mailboxes.group_by(pl.col("mailbox_id").str.to_lowercase()).agg(
+        pl.col("tenant_id").min().alias("_declared")
+    )
+    told = pl.coalesce("_declared", "tenant_id")
+    return (
+        rows.join(declared, on="mailbox_id", how="left")
+        .with_columns(told.alias("tenant_id"))
+        .with_columns(pl.coalesce("tenant_id", pl.col("tenant_id").min().over("mailbox_id")).alias("tenant_id"))
+        .drop("_declared")
+    )

@@ -1,0 +1,1 @@
+"""One file per log format, found because it is here; each exposes FORMAT."""

@@ -1,0 +1,168 @@
+"""JSON objects in a block of bytes: the elements of an array, of a wrapped array, or objects one after another.
+
+Structure is found with NumPy: escaped quotes by the parity of the backslashes before them, strings by the parity of quotes,
+depth by the running sum of brackets outside strings. A damaged object would shift the depth of all that follows; so the
+beginning of an object, as the first one showed it (`{"FirstKey"`), is looked for again after the damage.
+"""
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+OUTSIDE = "text outside of a JSON object"
+UNBALANCED = "JSON object is cut or its brackets do not match"
+TOO_DEEP = "JSON is nested more than 64 deep"
+_DEEPEST = 64
+_FILLER = b" \t\r\n,[]"
+
+
+def _structure(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of brackets outside strings, and the depth after each."""
+    buf = np.frombuffer(data, dtype=np.uint8)
+    quotes = np.flatnonzero(buf == 34)
+    slashes = np.flatnonzero(buf == 92)
+    if len(slashes):
+        quotes = quotes[~_escaped(quotes, slashes)]
+    brackets = np.flatnonzero((buf == 123) | (buf == 125) | (buf == 91) | (buf == 93))
+    outside = (np.searchsorted(quotes, brackets) & 1) == 0
+    brackets = brackets[outside]
+    kinds = buf[brackets]
+    step = np.where((kinds == 123) | (kinds == 91), 1, -1)
+    return brackets, np.cumsum(step)
+
+
+def _escaped(quotes: np.ndarray, slashes: np.ndarray) -> np.ndarray:
+    """Which quotes stand behind an odd run of backslashes."""
+    new_run = np.empty(len(slashes), dtype=bool)
+    new_run[0] = True
+    np.not_equal(slashes[1:], slashes[:-1] + 1, out=new_run[1:])
+    run_start = np.maximum.accumulate(np.where(new_run, np.arange(len(slashes)), 0))
+    run_length = np.arange(len(slashes)) - run_start + 1
+    at = np.searchsorted(slashes, quotes - 1)
+    at_safe = np.minimum(at, len(slashes) - 1)
+    behind = (at < len(slashes)) & (slashes[at_safe] == quotes - 1)
+    odd: np.ndarray = behind & (run_length[at_safe] % 2 == 1)
+    return odd
+
+
+def _objects(data: bytes, base: int) -> tuple[list[tuple[int, int, str | None]], int]:
+    """Whole objects at depth `base`, with what stands between them; and where the unfinished rest begins."""
+    brackets, depth = _structure(data)
+    buf = np.frombuffer(data, dtype=np.uint8)
+    kinds = buf[brackets]
+    opens = brackets[(depth == base + 1) & (kinds == 123)]
+    closes = brackets[(depth == base) & (kinds == 125)] + 1
+    found: list[tuple[int, int, str | None]] = []
+    at = 0
+    deep = np.flatnonzero(depth > base + _DEEPEST)
+    deepest = brackets[deep] if len(deep) else None
+    index = np.searchsorted(closes, opens, side="right")
+    for start, close in zip(opens.tolist(), index.tolist(), strict=True):
+        if start < at:
+            continue
+        _between(data, at, start, found)
+        if close >= len(closes):
+            return found, start
+        end = int(closes[close])
+        too_deep = deepest is not None and np.searchsorted(deepest, start) < np.searchsorted(deepest, end)
+        found.append((start, end, TOO_DEEP if too_deep else None))
+        at = end
+    return found, at
+
+
+def _between(data: bytes, start: int, end: int, found: list[tuple[int, int, str | None]]) -> None:
+    text = data[start:end]
+    inner = text.strip(_FILLER)
+    if inner and not (start == 0 and inner.lstrip(b"\xef\xbb\xbf").startswith(b'{"') and inner.endswith(b":")):
+        begin = start + text.find(inner)
+        found.append((begin, begin + len(inner), OUTSIDE))
+
+
+def _sync(data: bytes, first: int) -> re.Pattern[bytes] | None:
+    """How an object begins, by the first one's first key."""
+    key = re.match(rb'\{\s*("(?:[^"\\]|\\.){1,100}")', data[first : first + 400])
+    return re.compile(rb"\{\s*" + re.escape(key[1]) + rb"\s*:") if key else None
+
+
+def _mend(data: bytes, start: int, end: int, sync: re.Pattern[bytes]) -> list[tuple[int, int, str | None]]:
+    """A framed piece that may hold several objects because one of them is damaged: cut at each beginning of an object."""
+    begins = [m.start() + start for m in sync.finditer(data[start:end])]
+    if len(begins) < 2:
+        return [(start, end, None)]
+    try:
+        json.loads(data[start:end])
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return [(start, end, None)]
+    if begins[0] != start:
+        begins.insert(0, start)
+    return [p for a, b in zip(begins, [*begins[1:], end], strict=True) for p in _whole_or_damaged(data, a, b)]
+
+
+def _whole_or_damaged(data: bytes, start: int, end: int) -> list[tuple[int, int, str | None]]:
+    """The object that begins a piece and what follows it, or the piece as damage."""
+    text = data[start:end].rstrip(_FILLER)
+    try:
+        _, used = json.JSONDecoder().raw_decode(text.decode("latin-1"))  # one character a byte: positions hold
+    except (ValueError, RecursionError):
+        closed = text.rstrip(b"] \r\n\t,")  # an array's end may follow the last object
+        return [(start, start + len(closed), UNBALANCED)] if closed else []
+    found: list[tuple[int, int, str | None]] = [(start, start + used, None)]
+    _between(data, start + used, end, found)
+    return found
+
+
+def split_json(
+    data: bytes, last: bool, carry: dict[str, Any], longest: int, *, wrapped: bool
+) -> tuple[np.ndarray, np.ndarray, dict[int, str], int]:
+    """Objects of a block.
+
+    Args:
+        data: the block; begins between objects.
+        last: whether the evidence ends with it.
+        carry: kept between blocks: depth of the objects, how one begins.
+        longest: bytes that an object may have before it is given up.
+        wrapped: the objects stand in an array inside an object, as API answers are.
+
+    Returns:
+        starts, ends, damage by position, bytes used.
+    """
+    base = carry.get("base")
+    if base is None:
+        top = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        base = 2 if wrapped else 1 if top == b"[" else 0
+        carry["base"] = 0  # later blocks begin between objects, past the opening brackets
+    found, rest = _objects(data, base)
+    sync: re.Pattern[bytes] | None = carry.get("sync")
+    if sync is None and found:
+        sync = carry["sync"] = _sync(data, next((s for s, _, d in found if d is None), found[0][0]))
+    if last or len(data) - rest > longest:
+        found += _unfinished(data, rest, sync, last=last)
+        rest = len(data) if last else (found[-1][1] if found else rest)
+    if sync is not None:
+        found = [p for s, e, d in found for p in (_mend(data, s, e, sync) if d is None else [(s, e, d)])]
+    starts = np.array([s for s, _, _ in found], dtype=np.int64)
+    ends = np.array([e for _, e, _ in found], dtype=np.int64)
+    return starts, ends, {i: d for i, (_, _, d) in enumerate(found) if d}, rest
+
+
+def _unfinished(
+    data: bytes, rest: int, sync: re.Pattern[bytes] | None, *, last: bool
+) -> list[tuple[int, int, str | None]]:
+    """What is left when no bracket closes: nothing, an end of wrapping, or damage up to the next beginning of an object."""
+    tail = data[rest:]
+    inner = tail.strip(_FILLER + b"}")
+    if not inner:
+        return []
+    if inner.startswith(b'"') and not tail.lstrip(_FILLER).startswith(b"{"):  # keys behind a wrapped array
+        return []
+    begin = rest + tail.find(inner)
+    if sync is None:
+        return [(begin, rest + len(tail.rstrip(_FILLER)), UNBALANCED)]
+    begins = sorted({begin, *(m.start() + rest for m in sync.finditer(tail))})
+    if not last:
+        begins = begins[:-1] if len(begins) > 1 else begins
+    return [p for a, b in zip(begins, [*begins[1:], len(data)], strict=True) for p in _whole_or_damaged(data, a, b)]

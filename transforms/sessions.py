@@ -1,0 +1,121 @@
+"""Rows that belong together: a session and its login, one web request in several logs.
+
+Two habits of mail servers would otherwise lead every count astray:
+
+- Dovecot, Courier and others write a *login* with the client's address and, at the end, a *summary* with the counters,
+  which often lacks the address.
+- Exchange writes one EWS request into the back end's log (who acted on which mailbox), the front end's log (client
+  address, bytes) and that of IIS.
+"""
+
+import polars as pl
+
+_SOURCE_FIELDS = (
+    "src_ip", "src_ip_raw", "src_ip_key", "src_port", "src_net", "src_asn", "src_org", "src_cc", "src_class",
+    "client_fp",
+)  # fmt: skip
+_SESSION_PROTOCOLS = ("pop3", "imap")
+_LOGIN_REACH = "24h"
+
+_BACK_END = "exchange_ews"
+_FRONT_END = "exchange_httpproxy"
+_WEB_SERVER = "iis"
+WEB_SOURCES = (_BACK_END, _FRONT_END, _WEB_SERVER)  # those that requests_once looks at
+
+
+def with_login(access: pl.LazyFrame) -> pl.LazyFrame:
+    """Gives POP3 and IMAP sessions without a client address that of their login.
+
+    A session belongs to the login with the same protocol, host and session id; where there is none, to the latest
+    successful login of its principal on that host in the 24 hours before it. A session that has an address, or no
+    login, stays as it is.
+
+    Args:
+        access: rows of access_events; sessions whose login lies before midnight need the day before as well.
+
+    Returns:
+        The same rows and columns, in no particular order.
+    """
+    columns = access.collect_schema().names()
+    protocol = pl.col("protocol").is_in(_SESSION_PROTOCOLS)
+    lacking = ((pl.col("action") == "session") & protocol & pl.col("src_ip").is_null()).fill_null(False)
+    login = (pl.col("action") == "auth") & (pl.col("outcome") == "success") & protocol & pl.col("src_ip").is_not_null()
+    # Two logins in the same instant: the later by identity, so that the order of the files plays no part.
+    logins = access.filter(login).with_columns(pl.col("host").fill_null("")).sort("ts", "event_uid")
+    sessions = access.filter(lacking).with_columns(pl.col("host").fill_null("").alias("_host")).sort("ts")
+    sessions = _latest_login(sessions, logins, "session_id", "_session_")
+    sessions = _latest_login(sessions, logins, "principal_id", "_principal_")
+    by_session = pl.col("_session_src_ip").is_not_null()
+    filled = sessions.with_columns(
+        pl.coalesce(pl.when(by_session).then(f"_session_{name}").otherwise(f"_principal_{name}"), name).alias(name)
+        for name in _SOURCE_FIELDS
+    ).select(columns)
+    return pl.concat([access.filter(~lacking), filled])
+
+
+def _latest_login(sessions: pl.LazyFrame, logins: pl.LazyFrame, key: str, prefix: str) -> pl.LazyFrame:
+    """Adds the fields of the latest login before each session that has the same protocol, host and `key`."""
+    fields = [pl.col(name).alias(prefix + name) for name in _SOURCE_FIELDS]
+    return sessions.join_asof(
+        logins.filter(pl.col(key).is_not_null()).select("ts", "protocol", "host", key, *fields),
+        on="ts",
+        by_left=["protocol", "_host", key],
+        by_right=["protocol", "host", key],
+        strategy="backward",
+        tolerance=None if key == "session_id" else _LOGIN_REACH,
+        check_sortedness=False,
+    )
+
+
+def requests_once(access: pl.LazyFrame) -> pl.LazyFrame:
+    """Leaves one row of each web request that several Exchange logs tell of.
+
+    The back end's row (exchange_ews) stays, else the front end's (exchange_httpproxy), else that of IIS; rows belong
+    together by their session_id, the request id. The back end's row takes the client's address and fingerprint from
+    the front end's (unless there are several that disagree), and bytes that it lacks from either.
+
+    A request whose back-end row falls on the day after its front-end row is told apart only where both days are given.
+
+    Returns:
+        The rows that stay, in the same columns, in no particular order.
+    """
+    columns = access.collect_schema().names()
+    has_id = pl.col("session_id").is_not_null()
+    back = access.filter((pl.col("source") == _BACK_END) & has_id)
+    front = access.filter((pl.col("source") == _FRONT_END) & has_id)
+    server = access.filter((pl.col("source") == _WEB_SERVER) & has_id)
+    others = access.filter(~(pl.col("source").is_in(WEB_SOURCES) & has_id))
+    front_left = front.join(back, on="session_id", how="anti")
+    server_left = server.join(back, on="session_id", how="anti").join(front, on="session_id", how="anti")
+    return pl.concat(
+        [
+            others,
+            _filled(back, pl.concat([front, server])).select(columns),
+            _filled(front_left, server).select(columns),
+            server_left,
+        ]
+    )
+
+
+def _filled(rows: pl.LazyFrame, others: pl.LazyFrame) -> pl.LazyFrame:
+    """Fills each row from other logs' rows of the same request: bytes from any, the client only from the front end."""
+    client = pl.col("source") == _FRONT_END
+    ends = others.group_by("session_id").agg(
+        *(pl.when(client).then(name).min().alias(f"_{name}") for name in _SOURCE_FIELDS),
+        pl.when(client).then("src_ip").max().alias("_other_ip"),
+        pl.col("bytes_out").max().alias("_bytes_out"),
+        pl.col("bytes_in").max().alias("_bytes_in"),
+    )
+    agreed = pl.col("_src_ip") == pl.col("_other_ip")
+    known = pl.col("bytes_known") | (pl.col("bytes_out").is_null() & pl.col("_bytes_out").is_not_null())
+    return rows.join(ends, on="session_id", how="left").with_columns(
+        *(
+            pl.when(agreed).then(f"_{name}").otherwise(name).alias(name)
+            for name in _SOURCE_FIELDS
+            if name != "client_fp"
+        ),
+        pl.when(agreed).then(pl.coalesce("_client_fp", "client_fp")).otherwise("client_fp").alias("client_fp"),
+        pl.coalesce("bytes_out", "_bytes_out").alias("bytes_out"),
+        pl.coalesce("bytes_in", "_bytes_in").alias("bytes_in"),
+        known.alias("bytes_known"),
+    )
