@@ -107,6 +107,10 @@ class Decompressed(io.RawIOBase):
 
     _decoder_is_fresh = True
 
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
 
 class _Zstd(io.RawIOBase):
     """Zstandard through pyarrow; ends at damage like Decompressed."""
@@ -114,6 +118,7 @@ class _Zstd(io.RawIOBase):
     def __init__(self, raw: BinaryIO) -> None:
         import pyarrow as pa
 
+        self._raw = raw
         self._in = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
         self.damage: str | None = None
         self._out = 0
@@ -132,6 +137,10 @@ class _Zstd(io.RawIOBase):
         buffer[: len(data)] = data
         self._out += len(data)
         return len(data)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def decompressed(raw: BinaryIO) -> tuple[BinaryIO, str, Callable[[], str | None]]:
@@ -153,10 +162,10 @@ def _peek(raw: BinaryIO) -> bytes:
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream whose first bytes were looked at already."""
+    """A stream whose first bytes were looked at already, with what must be closed behind it."""
 
-    def __init__(self, head: bytes, rest: BinaryIO) -> None:
-        self._head, self._rest = head, rest
+    def __init__(self, head: bytes, rest: BinaryIO, *behind: Any) -> None:
+        self._head, self._rest, self._behind = head, rest, behind
 
     def readable(self) -> bool:
         return True
@@ -179,7 +188,8 @@ class _Rejoined(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        self._rest.close()
+        for stream in (self._rest, *self._behind):
+            stream.close()
         super().close()
 
 
@@ -203,8 +213,10 @@ class Piece:
         if not self.in_zip or self.member is None:
             return raw
         try:
-            return cast(BinaryIO, zipfile.ZipFile(raw).open(self.member))
+            archive = zipfile.ZipFile(raw)
+            return cast(BinaryIO, _Rejoined(b"", cast(BinaryIO, archive.open(self.member)), archive, raw))
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, OSError) as error:
+            raw.close()
             raise RefusedError(f"{self.label}: {error}") from error
 
     def open(self) -> tuple[BinaryIO, str, Callable[[], str | None]]:

@@ -1,15 +1,17 @@
 """From an event back to the bytes it was read from, after checking that the evidence is still what was hashed."""
 
 import re
+import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import polars as pl
 
-from archive.evidence import CHUNK, Piece, hash_file
+from archive.evidence import CHUNK, decompressed, hash_file, open_binary
 from archive.verify import prefix_hashes
 from data_contracts import names
 from data_contracts.errors import GatehoundError, IntegrityError, UsageError
@@ -107,6 +109,8 @@ def read_raw(evidence_row: Mapping[str, Any], byte_offset: int, byte_length: int
         raise UsageError(f"{path}: not found", "bring the evidence file back to this path") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError) as error:
+        raise UsageError(f"{path}: the zip member cannot be read: {error}") from error
 
 
 def _check(path: str, row: Mapping[str, Any]) -> None:
@@ -123,23 +127,27 @@ def _check(path: str, row: Mapping[str, Any]) -> None:
 
 
 def _read(path: str, row: Mapping[str, Any], offset: int, length: int) -> bytes:
-    in_zip = row["container"] == "zip"
-    if row["container"] == "none":
-        with Piece(path).open_raw() as raw:
-            raw.seek(offset)
-            return raw.read(length)
-    stream, _, damage = Piece(path, row["member"], in_zip=in_zip).open()
-    with stream:
-        left = offset
-        while left:
-            skipped = len(stream.read(min(left, CHUNK)))
-            if not skipped:
-                break
-            left -= skipped
-        content = b""
-        while len(content) < length and (chunk := stream.read(length - len(content))):
-            content += chunk
-    if left or len(content) < length:
+    with open_binary(path) as file, ExitStack() as opened:
+        if row["container"] == "none":
+            file.seek(offset)
+            return file.read(length)
+        packed = file
+        if row["container"] == "zip":
+            archive = opened.enter_context(zipfile.ZipFile(file))
+            packed = cast("BinaryIO", opened.enter_context(archive.open(str(row["member"]))))
+        stream, _, damage = decompressed(packed)
+        content = _range(opened.enter_context(stream), offset, length)
+    if len(content) < length:
         why = damage() or "it is shorter than recorded"
         raise IntegrityError(f"{path}: the content ends before byte {offset + length}: {why}")
+    return content
+
+
+def _range(stream: BinaryIO, offset: int, length: int) -> bytes:
+    """Bytes of a stream that cannot seek; fewer when it ends before."""
+    while offset and (skipped := stream.read(min(offset, CHUNK))):
+        offset -= len(skipped)
+    content = b""
+    while not offset and len(content) < length and (chunk := stream.read(length - len(content))):
+        content += chunk
     return content

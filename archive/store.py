@@ -6,6 +6,7 @@ tables/TABLE/      one Delta table of Parquet files, by contract
 validation/        results of the quality gate
 """
 
+import threading
 import tomllib
 import uuid
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from data_contracts.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     import duckdb
+    from deltalake import DeltaTable
 
     from archive.raw import RawRecord
     from archive.verify import Problem
@@ -35,12 +37,15 @@ LAYOUT = 1
 
 
 class Archive:
-    """An open archive. Every read looks at the tables' current versions; nothing is kept but the evidence register."""
+    """An open archive. Every read looks at the tables' current versions; the evidence register is kept."""
 
     def __init__(self, place: Place, configuration: Mapping[str, Any]) -> None:
         self.place = place
         self.configuration = configuration
         self.uri = place.root
+        self._lock = threading.Lock()
+        self._handles: dict[str, DeltaTable] = {}  # for `committed` alone: a commit needs a snapshot of its own
+        self._committed: set[tuple[str, str]] = set()
 
     @classmethod
     def create(cls, uri: str | Path, storage_options: Mapping[str, str] | None = None) -> "Archive":
@@ -152,8 +157,21 @@ class Archive:
 
     def committed(self, table: str, app_id: str) -> bool:
         """Whether a commit with this application id is part of the table."""
-        found = delta.open_table(self.place, table)
-        return found is not None and found.transaction_version(app_id) is not None
+        if (table, app_id) in self._committed:
+            return True
+        with self._lock:
+            found = self._handles.get(table)
+            if found is None:
+                found = delta.open_table(self.place, table)
+            else:
+                found.update_incremental()
+            if found is None:
+                return False
+            self._handles[table] = found
+            done = found.transaction_version(app_id) is not None
+        if done:
+            self._committed.add((table, app_id))
+        return done
 
     def discard(self, staged: Sequence[Staged]) -> None:
         """Removes staged files that their table does not name."""

@@ -19,7 +19,7 @@ def converted(name: str, given: pl.DataType, wanted: pl.DataType) -> pl.Expr:
         return pl.lit(None, wanted).alias(name)
     if given == pl.String:
         return _from_text(value, wanted).alias(name)
-    if wanted == pl.String and given.is_nested() or wanted == pl.List(pl.String) and not given.is_nested():
+    if (wanted == pl.String and given.is_nested()) or (wanted == pl.List(pl.String) and not given.is_nested()):
         return pl.lit(None, wanted).alias(name)
     if isinstance(wanted, pl.Datetime) and isinstance(given, pl.Datetime) and given.time_zone is None:
         # A time without a zone is UTC here: transforms make times aware, reference tables state UTC.

@@ -1,7 +1,7 @@
 """Contracts as code uses them: ODCS YAML (Open Data Contract Standard 3.2) compiled to schemas and row rules.
 
-A contract is read when it is first asked for, and then kept. The names of its tables, columns and rules are ours, so they
-are trusted; what stands in the rows is not.
+A contract is read when it is first asked for, and then kept. The names of its tables, columns and rules are ours, so
+they are trusted; what stands in the rows is not.
 """
 
 import re
@@ -141,7 +141,9 @@ class Contract:
         return list(self._rules)
 
     def split(self, df: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Rows that keep the contract, and rows that do not, with the first broken rule in the column `reason`.
+        """Rows that keep the contract, and rows that do not, with the first broken rule's text in the column `reason`.
+
+        In the refused rows it stands in place of a column `reason` of the table's own.
 
         Args:
             df: typed as `conform` leaves it. A column that it lacks counts as null; other columns are kept.
@@ -176,7 +178,7 @@ def contract(name: str) -> Contract:
 
 
 def check_all() -> dict[str, list[str]]:
-    """Problems of every contract against the published JSON schema of the standard, by table; empty lists when valid."""
+    """Problems of every contract by the standard's published JSON schema: table to texts, none when valid."""
     import json
     from importlib.resources import files
 

@@ -39,9 +39,9 @@ _DATABASE = "duckdb:///:memory:gatehound"  # named, so that every engine of Grea
 class GateResult:
     """What the gate says of a batch.
 
-    Each failure has: expectation, column, rules, reason, unexpected_count, sample_values and sample_rows (at most 10, each
-    value at most 200 characters) and error (null unless the expectation could not be evaluated). `result` is the whole
-    Great Expectations result, of which `path` is the copy on disk.
+    Each failure has: expectation, column, rules, reason, unexpected_count, sample_values and sample_rows (at most 10,
+    each value at most 200 characters) and error (null unless the expectation could not be evaluated). `result` is the
+    whole Great Expectations result, of which `path` is the copy on disk.
     """
 
     table: str
@@ -112,13 +112,16 @@ def _opened() -> _Source:
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL)
     import great_expectations as gx
+    from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
 
     import data_contracts.duckdb_gx  # noqa: F401 - makes add_duckdb exist
 
-    context = gx.get_context(mode="ephemeral")
-    context.enable_analytics(enable=False)
-    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]  # a mapping is what it reads
-    source = context.data_sources.add_duckdb("gate", connection_string=_DATABASE)  # type: ignore[attr-defined]  # ours
+    # The default configuration would leave a temporary folder for its pages behind.
+    stores = InMemoryStoreBackendDefaults(init_temp_docs_sites=False)
+    quiet = {"globally": False}
+    config = DataContextConfig(store_backend_defaults=stores, analytics_enabled=False, progress_bars=quiet)
+    context = gx.get_context(mode="ephemeral", project_config=config)
+    source = context.data_sources.add_duckdb("gate", connection_string=_DATABASE)
     # The engine keeps this connection, and with it the database in memory.
     connection = source.get_execution_engine().engine.raw_connection().driver_connection
     return _Source(source, connection)
@@ -169,7 +172,7 @@ def _choose_scans(source: _Source, view: str, files: int) -> None:
         row = source.connection.execute(f"select count(*) from {quote(view)}").fetchone()
     except duckdb.Error as error:
         raise RefusedError(f"table {view.removeprefix('gate_')}: cannot be read as Parquet: {_short(error)}") from error
-    source.datasource.get_execution_engine().scan_each = row is not None and row[0] >= _ROWS_PER_SCAN * files  # type: ignore[attr-defined]  # ours
+    source.datasource.get_execution_engine().scan_each = row is not None and row[0] >= _ROWS_PER_SCAN * files
 
 
 def _evaluated(source: _Source, agreed: Contract, view: str) -> dict[str, Any]:
@@ -180,7 +183,8 @@ def _evaluated(source: _Source, agreed: Contract, view: str) -> dict[str, Any]:
     outcome: dict[str, Any] = _plain(first.to_json_dict())
     if not first.success:
         failed = {_key(item.expectation_config) for item in first.results if not item.success}
-        wrong = type(suite)(name=suite.name, expectations=[e for e in suite.expectations if _key(e.configuration) in failed])
+        wrong = type(suite)(name=suite.name)
+        wrong.expectations = [item for item in suite.expectations if _key(item.configuration) in failed]
         summary = {"result_format": "SUMMARY", "partial_unexpected_count": SAMPLES}
         again = _plain(batch.validate(wrong, result_format=summary).to_json_dict())["results"]
         outcome["results"] = again + [item for item in outcome["results"] if item["success"]]
@@ -256,7 +260,9 @@ def _rows(
     condition = " or ".join(f"({rule.sql})" for rule in broken)
     columns = ", ".join(f"left({quote(name)}::varchar, {SHOWN})" for name in shown)
     try:
-        rows = connection.execute(f"select {columns} from {quote(view)} {clause} {condition} limit {SAMPLES}").fetchall()
+        rows = connection.execute(
+            f"select {columns} from {quote(view)} {clause} {condition} limit {SAMPLES}"
+        ).fetchall()
     except duckdb.Error:
         return []  # a column is missing or has another type: that is a failure of its own, with its own text
     return [dict(zip(shown, row, strict=True)) for row in rows]

@@ -1,6 +1,6 @@
 """Row rules of a contract: one source for the Polars expressions of ingest and the SQL of the gate.
 
-A null never violates a rule, except the rule that a value is required. Reasons are fixed texts: they never hold a value.
+A null never violates a rule, except the rule that a value is required. Reasons are fixed texts: they hold no value.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def column_rules(column: "Column") -> list[Rule]:
     if column.enum:
         values = list(column.enum)
         outside = f"{quoted} not in ({', '.join(literal(v) for v in values)})"
-        add("enum", "is not one of its values", ~_among(value, values), _outside(value, values), outside)
+        add("enum", "is not one of its values", ~value.is_in(values), _outside(value, values), outside)
     if column.type == "DOUBLE" and (column.minimum is not None or column.maximum is not None):
         add("finite", "is not finite", ~value.is_finite(), (~value.is_finite()).any(), f"not isfinite({quoted})")
     if column.minimum is not None:
@@ -64,7 +64,8 @@ def column_rules(column: "Column") -> list[Rule]:
         text = f"is longer than {column.max_length} characters"
         # Characters are never more than bytes, and the number of bytes is stored.
         suspect = value.str.len_bytes().max() > column.max_length
-        add("max_length", text, value.str.len_chars() > column.max_length, suspect, f"length({quoted}) > {column.max_length}")
+        longer = value.str.len_chars() > column.max_length
+        add("max_length", text, longer, suspect, f"length({quoted}) > {column.max_length}")
     if column.pattern:
         sought = value.unique() if column.low_cardinality else value
         suspect = (~sought.str.contains(column.pattern)).any()
@@ -123,10 +124,6 @@ def literal(value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return str(value).lower()
     return "'" + str(value).replace("'", "''") + "'"
-
-
-def _among(value: pl.Expr, values: list[Any]) -> pl.Expr:
-    return value.is_in(values)
 
 
 def _outside(value: pl.Expr, values: list[Any]) -> pl.Expr:

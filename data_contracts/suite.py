@@ -8,16 +8,19 @@ from great_expectations import expectations as gxe
 from data_contracts.compiler import Contract
 from data_contracts.rules import Rule, literal
 
-Expectation = gxe.Expectation
+Expectation = Any  # of Great Expectations, whose types are not checked
 
 
 class ExpectNoUnexpectedRows(gxe.UnexpectedRowsExpectation):
-    """No row of the batch satisfies a condition. Counts only: the generic one also fetches the rows, by a second query."""
+    """No row of the batch satisfies a condition. Counts only: the generic one also fetches the rows, by a query more."""
 
     metric_dependencies = ("unexpected_rows_query.row_count",)
 
     def _validate(
-        self, metrics: dict[str, Any], runtime_configuration: Any = None, execution_engine: Any = None
+        self,
+        metrics: dict[str, Any],
+        runtime_configuration: Any = None,  # noqa: ARG002 - passed by name
+        execution_engine: Any = None,  # noqa: ARG002
     ) -> dict[str, Any]:
         count = metrics["unexpected_rows_query.row_count"]
         return {"success": count == 0, "result": {"observed_value": count}}

@@ -2,12 +2,13 @@
 
 Findings are linked by what an intruder carries from one place to the next and an innocent bystander does not share:
 
-- a source network or autonomous system that is not declared (vendor, corporate, Microsoft), not private, and that few tenants
-  knew before;
+- a source network or autonomous system that is not declared (vendor, corporate, Microsoft), not private, and that few
+  tenants knew before;
 - a client fingerprint that few tenants knew before;
 - a credential or a principal of one tenant, and a mailbox where the finding names only a few;
-- a credential that opens several tenants links two findings only where both come from such a source: it is shared by all the
-  vendor's customers, and everything would become one case otherwise, while two strangers with one key are most likely one.
+- a credential that opens several tenants links two findings only where both come from such a source: it is shared by all
+  the vendor's customers, and everything would become one case otherwise, while two strangers with one key are most likely
+  one.
 
 Two findings further apart than REACH are not linked directly. A tenant alone links nothing.
 """
@@ -97,25 +98,28 @@ class Surroundings:
         return before > COMMON_SHARE * self.n_tenants
 
 
-def surroundings(con: "duckdb.DuckDBPyConnection", findings: Sequence[Finding], first: date, last: date) -> Surroundings:
+def surroundings(
+    con: "duckdb.DuckDBPyConnection", findings: Sequence[Finding], first: date, last: date
+) -> Surroundings:
     """Reads from context_days, between two days, how common the values are that the findings name."""
     nets = sorted({net for finding in findings for net in finding.entities["source_networks"]})
     clients = sorted({client for finding in findings for client in finding.facts.get("client_fps") or ()})
-    total = con.execute("select count(distinct tenant_id) from context_days where date between ? and ?", [first, last])
+    statement = "select count(distinct tenant_id) from context_days where date between ? and ?"
+    ((n_tenants,),) = con.execute(statement, [first, last]).fetchall()
     arrivals: dict[tuple[str, str], list[date]] = defaultdict(list)
     classes: set[str] = set()
     for kind, column, values in (("net", "src_net", nets), ("client", "client_fp", clients)):
-        for value, day, declared in _by_tenant(con, column, values, first, last):
+        for value, day, is_declared in _by_tenant(con, column, values, first, last):
             arrivals[kind, value].append(day)
-            classes |= {value} if declared and kind == "net" else set()
+            classes |= {value} if is_declared and kind == "net" else set()
     shared = {
         (kind, value)
         for kind, column in (("credential", "credential_id"), ("principal", "principal_id"))
         for value, n in _tenant_counts(con, column, _named(findings, f"{kind}_ids"), first, last)
         if n > 1
     }
-    count = total.fetchone()
-    return Surroundings(int(count[0]) if count else 0, frozenset(classes | _declared(con, nets)), dict(arrivals), frozenset(shared))
+    declared = frozenset(classes | _declared(con, nets))
+    return Surroundings(int(n_tenants), declared, dict(arrivals), frozenset(shared))
 
 
 def _named(findings: Sequence[Finding], key: str) -> list[str]:
@@ -147,7 +151,7 @@ select {column}, count(distinct tenant_id) from context_days
 where date between ? and ? and {column} in (select unnest(?))
 group by {column} order by all
 """
-    return con.execute(statement, [first, last, values]).fetchall()
+    return [(value, int(n)) for value, n in con.execute(statement, [first, last, values]).fetchall()]
 
 
 def _declared(con: "duckdb.DuckDBPyConnection", nets: Iterable[str]) -> set[str]:
@@ -197,24 +201,12 @@ def link(findings: Sequence[Finding], around: Surroundings) -> list[list[Finding
 
 
 def _keys(finding: Finding, around: Surroundings) -> set[Key]:
+    """What links the finding; a credential of many tenants only counts beside a strange source."""
     day, tenants = finding.first_seen.date(), finding.entities["tenant_ids"]
-    keys: set[Key] = set()
-    is_declared = bool(finding.facts.get("is_declared"))
-    for net in finding.entities["source_networks"]:
-        network = _network(net)
-        if net in around.declared or (is_declared and not finding.facts.get("is_new_client")):
-            continue
-        if network is not None and network.is_private and not network.is_global and _is_site_local(network):
-            keys |= {("net", net, tenant) for tenant in tenants}
-        elif not around.is_common("net", net, day):
-            keys.add(("net", net))
-    source = str(finding.facts.get("source") or "")
-    if source.startswith("AS") and not is_declared:
-        keys.add(("asn", source))
+    keys = _source_keys(finding, around)
     has_strange_source = bool(keys)
-    for client in finding.facts.get("client_fps") or ():
-        if client is not None and not around.is_common("client", client, day):
-            keys.add(("client", client))
+    clients = [client for client in finding.facts.get("client_fps") or () if client is not None]
+    keys |= {("client", client) for client in clients if not around.is_common("client", client, day)}
     for kind in ("credential", "principal"):
         for value in finding.entities[f"{kind}_ids"]:
             if (kind, value) not in around.shared:
@@ -226,23 +218,43 @@ def _keys(finding: Finding, around: Surroundings) -> set[Key]:
     return keys
 
 
+def _source_keys(finding: Finding, around: Surroundings) -> set[Key]:
+    """Networks and autonomous systems of the finding that are a stranger's."""
+    day, keys = finding.first_seen.date(), set[Key]()
+    is_declared = bool(finding.facts.get("is_declared"))
+    if is_declared and not finding.facts.get("is_new_client"):
+        return keys
+    for net in finding.entities["source_networks"]:
+        if _is_site_local(net):
+            keys |= {("net", net, tenant) for tenant in finding.entities["tenant_ids"]}
+        elif net not in around.declared and not around.is_common("net", net, day):
+            keys.add(("net", net))
+    source = str(finding.facts.get("source") or "")
+    if source.startswith("AS") and not is_declared:
+        keys.add(("asn", source))
+    return keys
+
+
 _SITE_LOCAL = tuple(
     ipaddress.ip_network(text)
-    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "169.254.0.0/16", "fc00::/7", "fe80::/10", "::1/128")
+    for text in (
+        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "169.254.0.0/16", "fc00::/7", "fe80::/10", "::1/128",
+    )
 )  # fmt: skip
 
 
-def _is_site_local(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
-    return any(network.version == site.version and network.overlaps(site) for site in _SITE_LOCAL)
+def _is_site_local(text: str) -> bool:
+    network = _network(text)
+    return network is not None and any(
+        network.version == site.version and network.overlaps(site) for site in _SITE_LOCAL
+    )
 
 
 def build(findings: Sequence[Finding], around: Surroundings, most_shown: int) -> tuple[Case, ...]:
     """Cases from findings, ranked; those after `most_shown` are kept but not shown."""
     groups = [(score(group), group) for group in link(findings, around)]
     groups.sort(key=lambda item: (-item[0], item[1][0].first_seen, _case_id(item[1])))
-    return tuple(
-        _case(group, points, rank, rank <= most_shown) for rank, (points, group) in enumerate(groups, 1)
-    )
+    return tuple(_case(group, points, rank, shown=rank <= most_shown) for rank, (points, group) in enumerate(groups, 1))
 
 
 def score(findings: Sequence[Finding]) -> float:
@@ -268,7 +280,7 @@ def _case_id(findings: Sequence[Finding]) -> str:
     return "C-" + min(finding.finding_id for finding in findings).removeprefix("F-")
 
 
-def _case(findings: Sequence[Finding], points: float, rank: int, shown: bool) -> Case:
+def _case(findings: Sequence[Finding], points: float, rank: int, *, shown: bool) -> Case:
     entities = {key: tuple(sorted({v for finding in findings for v in finding.entities[key]})) for key in ENTITIES}
     return Case(
         case_id=_case_id(findings),
@@ -307,7 +319,10 @@ def _summary(findings: Sequence[Finding], entities: Mapping[str, tuple[str, ...]
             best[finding.detection] = finding
     told = sorted(best.values(), key=lambda finding: (finding.first_seen, finding.finding_id))[:STEPS]
     words = ["First" if place == 0 else "then" for place in range(len(told))]
-    steps = [f"{word.capitalize()}, {finding.title} ({finding.detection}): {finding.explanation}" for word, finding in zip(words, told, strict=True)]
+    steps = [
+        f"{word.capitalize()}, {finding.title} ({finding.detection}): {finding.explanation}"
+        for word, finding in zip(words, told, strict=True)
+    ]
     rest = len(findings) - len(told)
     if rest:
         steps.append(f"{rest} more finding{'s' if rest > 1 else ''} of these kinds.")

@@ -1,8 +1,8 @@
 """Detections: found in their folder, checked when they are loaded, in sorted order.
 
-A detection is one file: SQL with TOML front matter in a leading ``/*--- ... ---*/`` comment, the whole file being one SELECT
-that can be pasted into DuckDB; or, where statistics are needed, a Python module whose docstring carries the same front matter
-between two lines ``---`` and that has ``detect(con, params) -> polars.DataFrame``.
+A detection is one file: SQL with TOML front matter in a leading ``/*--- ... ---*/`` comment, the whole file being one
+SELECT that can be pasted into DuckDB; or, where statistics are needed, a Python module whose docstring carries the same
+front matter between two lines ``---`` and that has ``detect(con, params) -> polars.DataFrame``.
 """
 
 import ast
@@ -109,7 +109,7 @@ class Detection:
         return tuple(sorted({tactic for attack in self.attack for tactic in attack.tactics}))
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of the parameters: the defaults, overridden by `given`. Raises UsageError on a name or type it lacks."""
+        """Values of the parameters: the defaults, overridden by `given`. Raises UsageError on a wrong name or type."""
         known = {parameter.name: parameter for parameter in self.parameters}
         for name, value in given.items():
             if name not in known:
@@ -135,7 +135,9 @@ def load(folder: Path = FOLDER) -> tuple[Detection, ...]:
         except RefusedError as error:
             problems.append(error.fact)
     ids = [detection.id for detection in found]
-    problems += [f"{folder}: two detections have the id {name}" for name in sorted({i for i in ids if ids.count(i) > 1})]
+    problems += [
+        f"{folder}: two detections have the id {name}" for name in sorted({i for i in ids if ids.count(i) > 1})
+    ]
     if problems:
         raise RefusedError("\n".join(problems), "correct the front matter, or take the file out of the folder")
     return tuple(sorted(found, key=lambda detection: detection.id))
@@ -149,8 +151,7 @@ def read(path: Path) -> Detection:
         values = tomllib.loads(front)
     except tomllib.TOMLDecodeError as error:
         raise RefusedError(_place(path, front, first_line, error)) from error
-    detection = _detection(path, values, text if path.suffix == ".sql" else None)
-    return detection
+    return _detection(path, values, text if path.suffix == ".sql" else None)
 
 
 def _front_matter(path: Path, text: str) -> tuple[str, int]:
@@ -267,8 +268,9 @@ class _Checker:
         match = value.get("match") if isinstance(value, dict) else None
         time = value.get("time") if isinstance(value, dict) else None
         good_match = isinstance(match, dict) and match and all(isinstance(v, str) for v in match.values())
-        good_time = isinstance(time, list) and len(time) == 2
-        if not isinstance(value, dict) or not good_match or not good_time or not isinstance(value.get("table"), str):
+        if not isinstance(time, list) or len(time) != 2:
+            time = None
+        if not isinstance(value, dict) or not good_match or time is None or not isinstance(value.get("table"), str):
             self.problem("evidence", "needs table, match and time = [first, last]")
             return EvidenceRule("access_events", {}, "", ("first_seen", "last_seen"))
         if value["table"] not in ("access_events", "mail_events", "change_events"):
@@ -303,7 +305,10 @@ def _check_sql(detection: Detection, sql: str) -> None:
         raise RefusedError(f"{detection.path}:sql: must be exactly one SELECT")
     used = set(statements[0].named_parameters)
     declared = {parameter.name for parameter in detection.parameters}
-    problems = [f"{detection.path}:parameters: {name} is used but not declared" for name in sorted(used - declared - set(WINDOW))]
+    problems = [
+        f"{detection.path}:parameters: {name} is used but not declared"
+        for name in sorted(used - declared - set(WINDOW))
+    ]
     problems += [f"{detection.path}:parameters: {name} is declared but not used" for name in sorted(declared - used)]
     problems += [f"{detection.path}:parameters: {name} is always given" for name in sorted(declared & set(WINDOW))]
     if problems:

@@ -1,5 +1,6 @@
 """The hunt: runs the detections over a window, turns their rows into findings, and links these into ranked cases."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ class HuntResult:
             "window": {"from": iso(self.window_from), "to": iso(self.window_to)},
             "archive_version": dict(self.archive_version),
             "detections_run": list(self.detections_run),
-            "detections_skipped": [{"id": skipped.id, "reason": skipped.reason} for skipped in self.detections_skipped],
+            "detections_skipped": [{"id": item.id, "reason": item.reason} for item in self.detections_skipped],
             "cases": [case.to_dict() for case in self.shown],
             "limits": list(self.limits),
         }
@@ -128,17 +129,17 @@ def hunt(
     """
     import duckdb
 
-    try:
+    with contextlib.suppress(duckdb.Error):  # a locked-down connection has it set already
         con.execute("set timezone = 'UTC'")
-    except duckdb.Error:
-        pass  # a locked-down connection has it set already
     begin, end = _window(con, window_from, window_to)
     chosen = _chosen(load(folder), detections)
     values = _values(chosen, params or {})
     run, skipped, findings = [], [], []
     for detection in chosen:
         reason = _lacking(con, detection, begin, end)
-        found: list[Finding] | str = reason or _run(con, detection, values[detection.id] | {"window_from": begin, "window_to": end})
+        found: list[Finding] | str = reason or _run(
+            con, detection, values[detection.id] | {"window_from": begin, "window_to": end}
+        )
         if isinstance(found, str):
             skipped.append(Skipped(detection.id, found))
         else:
@@ -149,7 +150,7 @@ def hunt(
     cases = build(findings, around, max(0, budget) * n_days)
     at = (now or datetime.now(UTC)).astimezone(UTC)
     return HuntResult(
-        run_id=_run_id(begin, end, chosen, values, archive_version or {}, at),
+        run_id=_run_id((begin, end), values, archive_version or {}, at),
         run_at=at,
         window_from=begin,
         window_to=end,
@@ -165,14 +166,16 @@ def _window(
     con: "duckdb.DuckDBPyConnection", first: datetime | date | None, last: datetime | date | None
 ) -> tuple[datetime, datetime]:
     if last is None:
-        days = [con.execute(f"select max(date) from {table}").fetchone() for table in _DATED]
-        known = [row[0] for row in days if row and row[0] is not None]
+        days = [con.execute(f"select max(date) from {table}").fetchall()[0][0] for table in _DATED]
+        known = [day for day in days if day is not None]
         last = max(known) if known else datetime.now(UTC).date()
     end = last if isinstance(last, datetime) else datetime.combine(last, time(), UTC) + timedelta(days=1)
     begin = end - DEFAULT_WINDOW if first is None else first
     if not isinstance(begin, datetime):
         begin = datetime.combine(begin, time(), UTC)
-    begin, end = (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC) for value in (begin, end))
+    begin, end = (
+        value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC) for value in (begin, end)
+    )
     if begin >= end:
         raise UsageError(f"the window ends ({iso(end)}) before it begins ({iso(begin)})", "give --from before --to")
     return begin, end
@@ -194,7 +197,9 @@ def _values(chosen: Sequence[Detection], given: Mapping[str, Any]) -> dict[str, 
         of, dot, parameter = name.rpartition(".")
         takers = [d for d in chosen if (d.id == of.upper() if dot else name in {p.name for p in d.parameters})]
         if not takers:
-            raise UsageError(f"no chosen detection has a parameter {name}", "rules show ID lists the parameters of a detection")
+            raise UsageError(
+                f"no chosen detection has a parameter {name}", "rules show ID lists the parameters of a detection"
+            )
         for detection in takers:
             by_id[detection.id][parameter] = value
     return {detection.id: detection.values(by_id[detection.id]) for detection in chosen}
@@ -207,8 +212,7 @@ def _lacking(con: "duckdb.DuckDBPyConnection", detection: Detection, begin: date
         if not con.execute(statement, [begin.date(), end.date()]).fetchall():
             return f"{table} has no rows in the window"
     for requirement in detection.requires:
-        row = con.execute(requirement.sql).fetchone()
-        if not row or not row[0]:
+        if not con.execute(requirement.sql).fetchall()[0][0]:
             return requirement.reason
     return None
 
@@ -239,10 +243,9 @@ def _run(con: "duckdb.DuckDBPyConnection", detection: Detection, params: Mapping
 
 
 def _run_id(
-    begin: datetime, end: datetime, chosen: Sequence[Detection], values: Mapping[str, Any], version: Mapping[str, int], at: datetime
+    window: tuple[datetime, datetime], values: Mapping[str, Any], version: Mapping[str, int], at: datetime
 ) -> str:
-    content = [hashlib.sha256(detection.path.read_bytes()).hexdigest() for detection in chosen]
-    text = json.dumps([iso(begin), iso(end), content, values, dict(version), iso(at)], sort_keys=True, default=str)
+    text = json.dumps([iso(window[0]), iso(window[1]), values, dict(version), iso(at)], sort_keys=True, default=str)
     return f"R-{at:%Y%m%dT%H%M%SZ}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -252,4 +255,7 @@ def _cut(cases: Sequence[Case], budget: int) -> list[str]:
         return []
     shown = [case.score for case in cases if case.shown]
     last = f"; the last case shown scores {shown[-1]:g}" if shown else ""
-    return [f"{len(hidden)} case(s) lie beyond the budget of {budget} a day and are not shown, the highest with score {hidden[0].score:g}{last}."]
+    return [
+        f"{len(hidden)} case(s) lie beyond the budget of {budget} a day and are not shown, "
+        f"the highest with score {hidden[0].score:g}{last}."
+    ]

@@ -83,7 +83,7 @@ def finding(con: "duckdb.DuckDBPyConnection", detection: Detection, row: Mapping
     Args:
         con: connection with the event tables.
         detection: where the row comes from.
-        row: result columns, among them first_seen, last_seen, confidence, impact and those named by identity and evidence.
+        row: result columns: first_seen, last_seen, confidence, impact, and those that identity and evidence name.
     """
     facts = {name: _native(value) for name, value in row.items()}
     severity = facts.get("severity") or detection.severity
@@ -140,10 +140,11 @@ with rows as materialized (
 select
     (select count(*) from rows),
     (select list(event_uid) from (select event_uid from rows order by ts, event_uid limit {MOST_UIDS})),
-    (select list(src_ip) from (select distinct src_ip from rows where src_ip is not null order by src_ip limit {MOST_ADDRESSES}))
+    (select list(src_ip) from (
+        select distinct src_ip from rows where src_ip is not null order by src_ip limit {MOST_ADDRESSES}
+    ))
 """
-    answer = con.execute(statement, values).fetchone()
-    count, uids, addresses = answer if answer is not None else (0, None, None)
+    ((count, uids, addresses),) = con.execute(statement, values).fetchall()
     return Evidence(rule.table, tuple(uids or ()), int(count)), tuple(addresses or ())
 
 
@@ -158,16 +159,16 @@ def _where(rule: EvidenceRule, facts: Mapping[str, Any], place: "Callable[[Any],
     first, last = facts[rule.time[0]], facts[rule.time[1]]
     days = _between("date", first.astimezone(UTC).date(), last.astimezone(UTC).date(), place)
     parts = [days, _between("ts", first, last, place)]
-    sources = []
+    sources: list[tuple[str, list[Any]]] = []
     for expression, column in rule.match.items():
         value = facts.get(column)
         if value is None:
             continue  # the detection leaves this column open
-        condition = _in(expression, value if isinstance(value, list) else [value], place)
+        values = value if isinstance(value, list) else [value]
         if rule.follow_sessions and expression in _SOURCE_COLUMNS:
-            sources.append((expression, value))
+            sources.append((expression, values))
         else:
-            parts.append(condition)
+            parts.append(_in(expression, values, place))
     if sources:
         parts.append(_from_sources(rule, sources, facts, place))
     if rule.where:
@@ -176,12 +177,12 @@ def _where(rule: EvidenceRule, facts: Mapping[str, Any], place: "Callable[[Any],
 
 
 def _from_sources(
-    rule: EvidenceRule, sources: list[tuple[str, Any]], facts: Mapping[str, Any], place: "Callable[[Any], str]"
+    rule: EvidenceRule, sources: list[tuple[str, list[Any]]], facts: Mapping[str, Any], place: "Callable[[Any], str]"
 ) -> str:
     """Rows from the sources, and rows without an address whose session has a row from there."""
 
     def direct() -> str:
-        return " and ".join(_in(name, value if isinstance(value, list) else [value], place) for name, value in sources)
+        return " and ".join(_in(name, values, place) for name, values in sources)
 
     first, last = facts[rule.time[0]], facts[rule.time[1]]
     own = direct()

@@ -29,27 +29,33 @@ REFERENCES = {
     "tenants": "tenants are known only as the logs name them, and new ones are not recognised",
 }
 
-Con = "duckdb.DuckDBPyConnection"
-
 
 def limits(con: "duckdb.DuckDBPyConnection", begin: datetime, end: datetime) -> list[str]:
     """Sentences about gaps of the archive in [begin, end), in a fixed order."""
     first, last = begin.date(), (end - timedelta(microseconds=1)).date()
     parts: Sequence[Callable[[Any, date, date], list[str]]] = (
-        _absent_sources, _missing_days, _blind_mailboxes, _deliveries, _unknown_tenants, _short_histories, _no_asn, _times,
-        _refused, _references,
+        _absent_sources, _missing_days, _blind_mailboxes, _deliveries, _unknown_tenants, _short_histories, _no_asn,
+        _times, _refused, _references,
     )  # fmt: skip
     return [sentence for part in parts for sentence in part(con, first, last)]
 
 
 def _absent_sources(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[str]:
-    rows = con.execute("select distinct protocol from context_days where date between ? and ?", [first, last]).fetchall()
+    rows = con.execute(
+        "select distinct protocol from context_days where date between ? and ?", [first, last]
+    ).fetchall()
     seen = {protocol for (protocol,) in rows}
     found = [
-        f"No {name} in the window: nothing can be said about them." for name, known in SOURCES.items() if not seen & set(known)
+        f"No {name} in the window: nothing can be said about them."
+        for name, known in SOURCES.items()
+        if not seen & set(known)
     ]
     changes = con.execute("select 1 from change_events where date between ? and ? limit 1", [first, last]).fetchall()
-    return found if changes else [*found, "No change events in the window: consent, role, rule and key changes cannot be seen."]
+    return (
+        found
+        if changes
+        else [*found, "No change events in the window: consent, role, rule and key changes cannot be seen."]
+    )
 
 
 def _missing_days(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[str]:
@@ -119,7 +125,9 @@ group by mailbox_id having sum(retrieved) > 0 and sum(delivered) = 0 order by ma
     boxes = [mailbox for (mailbox,) in con.execute(statement, [first, last]).fetchall()]
     if not boxes:
         return []
-    return [f"No deliveries are logged for mailboxes read over POP3 ({plain(boxes)}): whether a copy was taken cannot be balanced."]
+    return [
+        f"No deliveries are logged for mailboxes read over POP3 ({plain(boxes)}): whether a copy was taken cannot be balanced."
+    ]
 
 
 def _unknown_tenants(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[str]:
@@ -142,20 +150,26 @@ with days as (
 )
 select count(*) filter (where n < 21), count(*) from days where last_day >= $first
 """
-    row = con.execute(statement, {"first": first, "last": last}).fetchone()
-    if not row or not row[0]:
+    ((short, n),) = con.execute(statement, {"first": first, "last": last}).fetchall()
+    if not short:
         return []
-    return [f"{row[0]} of {row[1]} service credentials were active on fewer than 21 days: a new source of theirs cannot be told from a usual one."]
+    return [
+        f"{short} of {n} service credentials were active on fewer than 21 days: a new source of theirs cannot be told from a usual one."
+    ]
 
 
 def _no_asn(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[str]:
     statement = "select count(src_net), count(src_asn), count(*) from context_days where date between ? and ?"
-    nets, asns, rows = con.execute(statement, [first, last]).fetchone() or (0, 0, 0)
+    ((nets, asns, rows),) = con.execute(statement, [first, last]).fetchall()
     found = []
     if nets and not asns:
-        found.append("No autonomous systems are known (load asn.csv before ingest): sources are compared by network only.")
+        found.append(
+            "No autonomous systems are known (load asn.csv before ingest): sources are compared by network only."
+        )
     if rows and nets < rows:
-        found.append(f"{100 * (rows - nets) / rows:.1f} % of the access contexts have no client address: their source is unknown.")
+        found.append(
+            f"{100 * (rows - nets) / rows:.1f} % of the access contexts have no client address: their source is unknown."
+        )
     return found
 
 
@@ -171,23 +185,29 @@ group by all order by all
     for name, zone, assumed_zone, assumed_year, n in con.execute(statement, [last, first]).fetchall()[:MOST_LINES]:
         what = [f"zone ({plain(zone)})"] if assumed_zone else []
         what += ["year (from the file's time)"] if assumed_year else []
-        sentences.append(f"{n} piece(s) of {plain(name)} evidence write times without a zone or year; assumed: {' and '.join(what)}.")
+        sentences.append(
+            f"{n} piece(s) of {plain(name)} evidence write times without a zone or year; assumed: {' and '.join(what)}."
+        )
     return sentences
 
 
-def _refused(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[str]:
+def _refused(con: "duckdb.DuckDBPyConnection", _first: date, _last: date) -> list[str]:
     """Refused records have no trusted time, so the whole archive is told."""
     rows = con.execute(
-        "select coalesce(format, 'unknown'), reason, count(*) from quarantine group by all order by 3 desc, 1, 2 limit ?", [MOST_LINES]
+        "select coalesce(format, 'unknown'), reason, count(*) from quarantine group by all order by 3 desc, 1, 2 limit ?",
+        [MOST_LINES],
     ).fetchall()
-    found = [f"{n:,} {plain(name)} record(s) are in quarantine and took no part: {plain(reason)}." for name, reason, n in rows]
-    refused = con.execute("select count(*) from evidence where status = 'refused'").fetchone()
-    if refused and refused[0]:
-        found.append(f"{refused[0]} piece(s) of evidence were refused as a whole.")
+    found = [
+        f"{n:,} {plain(name)} record(s) are in quarantine and took no part: {plain(reason)}."
+        for name, reason, n in rows
+    ]
+    ((refused,),) = con.execute("select count(*) from evidence where status = 'refused'").fetchall()
+    if refused:
+        found.append(f"{refused} piece(s) of evidence were refused as a whole.")
     return found
 
 
-def _references(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[str]:
+def _references(con: "duckdb.DuckDBPyConnection", _first: date, _last: date) -> list[str]:
     return [
         f"Reference table {table} is empty: {effect}."
         for table, effect in REFERENCES.items()

@@ -1,10 +1,10 @@
 """Count statistics for hunts.
 
 Counts of machines and people are over-dispersed: a Poisson tail raises hundreds of false alerts a day on ten thousand
-entities. Used here is the negative binomial with variance mu + a*mu^2 (NB2; Lawless 1987, Canadian Journal of Statistics
-15(3), "Negative binomial and mixed Poisson regression"), its dispersion shrunk towards that of entities with similar volume and
-inflated for the uncertainty of a short baseline, and the step-up procedure of Benjamini and Hochberg (1995, Journal of the
-Royal Statistical Society B 57(1), "Controlling the false discovery rate").
+entities. Used here is the negative binomial with variance mu + a*mu^2 (NB2; Lawless 1987, Canadian Journal of
+Statistics 15(3), "Negative binomial and mixed Poisson regression"), its dispersion shrunk towards that of entities with
+similar volume and inflated for the uncertainty of a short baseline, and the step-up procedure of Benjamini and Hochberg
+(1995, Journal of the Royal Statistical Society B 57(1), "Controlling the false discovery rate").
 """
 
 from typing import TYPE_CHECKING

@@ -1,10 +1,13 @@
 """Case files of detections: rows of derived tables that a detection must, or must not, report.
 
-A case file is TOML: `detection`, optional `window_from`, `window_to`, `params`; `defaults` by table; and a list of `case`, each
-with a `name`, `given` (rows by table) and `expect` (rows that must be found, by the columns that they name; an empty list for
-a near miss). In a given row, ``days = ["2020-11-01", "2020-12-31"]`` stands for one row on each of these days, with `date`,
-`hour` (if the table has it), `first_ts` and `last_ts` filled in; ``at = "2021-01-05T02:10:00Z"`` for one row at that time; a
-list under ``each = {column = [...]}`` for one row per value.
+A case file is TOML: `detection`, `window_from`, `window_to`, optional `params`; `defaults` by table; `given` rows for all
+cases; and a list of `case`, each with a `name`, `given` (rows by table) and `expect` (rows that must be found, by the columns
+that they name; an empty list for a near miss).
+
+In a given row, ``days = ["2020-11-01", "2020-12-31"]`` stands for one row on each of these days (of `weekdays`, 1 for Monday,
+at each of `hours`), with `date`, `hour`, `first_ts` and `last_ts` filled in where the table has them;
+``at = "2021-01-05T02:10:00Z"`` for one row at that time; a list under ``each = {column = [...]}`` for one row per value;
+``null = [...]`` names columns whose default does not hold.
 """
 
 import tomllib
@@ -81,14 +84,16 @@ def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConne
 
 
 def _spread(table: str, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    each = item.pop("each", None)
+    each = item.get("each")
+    item = {name: value for name, value in item.items() if name != "each"}
     if each:
         ((column, values),) = each.items()
         for value in values:
             yield from _spread(table, item | {column: value})
         return
     schema = contract(table).polars_schema
-    unknown = item.keys() - set(schema) - {"days", "at", "hours", "weekdays"}
+    item = {name: value for name, value in item.items() if name not in item.get("null", ())}
+    unknown = item.keys() - set(schema) - {"days", "at", "hours", "weekdays", "null"}
     if unknown:
         raise ValueError(f"{table} has no column {', '.join(sorted(unknown))}")
     for start in _times(item):

@@ -51,8 +51,8 @@ def iso(value: datetime) -> str:
 def literal(value: Any) -> str:
     """A value as a DuckDB literal on one line.
 
-    Quotes are doubled; characters that a terminal or an editor would act on (line ends, escapes, direction marks) become
-    chr(n), so that what is pasted is what is seen.
+    Quotes are doubled; characters that a terminal or an editor would act on (line ends, escapes, direction marks)
+    become chr(n), so that what is pasted is what is seen.
     """
     if value is None:
         return "null"

@@ -14,7 +14,7 @@ from transforms.addresses import encode
 
 LONGEST_AGENT = 512  # characters read
 LONGEST_FAMILY = 64  # characters kept
-TRAITS = ("ua_family", "helo", "auth_method", "tls_version", "ews_version")
+TRAITS = ("helo", "auth_method", "tls_version", "ews_version")
 FINGERPRINT_BYTES = 8
 
 _UNPRINTABLE = r"[\pC\s]+"
@@ -77,13 +77,14 @@ def with_clients(frame: pl.LazyFrame) -> pl.LazyFrame:
     Shape: the rows of `frame` in their order, two columns more (String); columns of these names are replaced.
     """
     given = frame.collect_schema().names()
-    agent = pl.col("user_agent") if "user_agent" in given else pl.lit(None, dtype=pl.String)
-    traits = [pl.col("ua_family")]
-    traits += [pl.col(name).str.to_lowercase() for name in TRAITS if name in given and name != "ua_family"]
-    protocol = pl.col("protocol") if "protocol" in given else pl.lit(None, dtype=pl.String)
-    return frame.with_columns(ua_family(agent.cast(pl.String)).alias("ua_family")).with_columns(
-        client_fp(protocol.cast(pl.String), traits).alias("client_fp")
-    )
+
+    def column(name: str) -> pl.Expr:
+        return pl.col(name).cast(pl.String) if name in given else pl.lit(None, dtype=pl.String)
+
+    # all traits, in one order, so that the columns that a format has do not move the others
+    traits = [pl.col("ua_family"), *(column(name).str.to_lowercase() for name in TRAITS)]
+    fingerprint = client_fp(column("protocol"), traits).alias("client_fp")
+    return frame.with_columns(ua_family(column("user_agent")).alias("ua_family")).with_columns(fingerprint)
 
 
 def _families(agents: pl.Series) -> pl.Series:

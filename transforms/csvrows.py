@@ -1,8 +1,8 @@
 """CSV records (RFC 4180) to columns.
 
-Each record is read on its own terms: whatever one record holds (a stray quote, a line break, too few fields), no other record
-moves. The fast path gives Polars' CSV reader all records at once, each closed by a marker field; a record whose marker does not
-come out in its place is read again alone.
+Each record is read on its own terms: whatever one record holds (a stray quote, a line break, too few fields), no other
+record moves. The fast path gives Polars' CSV reader all records at once, each closed by a marker field; a record whose
+marker does not come out in its place is read again alone.
 """
 
 import csv
@@ -29,8 +29,8 @@ def columns(
         column: where the record's text stands.
 
     Returns:
-        `records` with a String column ``c.<name>`` for each wanted name (an empty field is null) and a Boolean `bad_csv`: the
-        record does not have exactly `len(header)` fields. A bad record's columns are null. Rows and their order stay.
+        `records` with a String column ``c.<name>`` for each wanted name (an empty field is null) and a Boolean `bad_csv`:
+        the record does not have exactly `len(header)` fields. A bad record's columns are null. Rows and their order stay.
     """
     names = list(dict.fromkeys(header if want is None else want))
     schema = dict(records.collect_schema())
@@ -61,13 +61,13 @@ def _split(frame: pl.DataFrame, header: list[str], names: list[str], column: str
     known = [name for name in names if name in header]
     text = frame.get_column(column)
     # Quotes in pairs: after such a record, Polars' line splitter is outside of quotes, whatever stands in it.
-    even = (text.str.count_matches('"', literal=True) % 2 == 0).fill_null(False)
+    even = (text.str.count_matches('"', literal=True) % 2 == 0).fill_null(value=False)
     parsed = _fast(text.filter(even), header, known)
     if parsed is None:  # a record with a line break outside of quotes gave two rows
-        even &= ~text.str.contains("\n", literal=True).fill_null(False)
+        even &= ~text.str.contains("\n", literal=True).fill_null(value=False)
         parsed = _fast(text.filter(even), header, known)
     if parsed is None:
-        even = pl.repeat(False, frame.height, dtype=pl.Boolean, eager=True)
+        even = pl.repeat(value=False, n=frame.height, dtype=pl.Boolean, eager=True)
         parsed = _slow([], header, known)
     rows = _arrange(text, even, parsed, header, known)
     missing = [pl.lit(None, dtype=pl.String).alias(f"c.{name}") for name in names if name not in header]
@@ -75,7 +75,9 @@ def _split(frame: pl.DataFrame, header: list[str], names: list[str], column: str
     return frame.hstack(rows)
 
 
-def _arrange(text: pl.Series, even: pl.Series, parsed: pl.DataFrame, header: list[str], known: list[str]) -> pl.DataFrame:
+def _arrange(
+    text: pl.Series, even: pl.Series, parsed: pl.DataFrame, header: list[str], known: list[str]
+) -> pl.DataFrame:
     """One row per record, in the records' order; those that the fast path could not place are read one by one."""
     if even.all() and not parsed.get_column("bad_csv").any():
         return parsed
@@ -90,7 +92,7 @@ def _arrange(text: pl.Series, even: pl.Series, parsed: pl.DataFrame, header: lis
 def _fast(text: pl.Series, header: list[str], known: list[str]) -> pl.DataFrame | None:
     """Columns of the records by Polars' reader; None if it saw another number of rows than there are records."""
     first = {name: index for index, name in reversed(list(enumerate(header)))}
-    places = sorted({first[name] for name in known}) + [len(header)]
+    places = [*sorted({first[name] for name in known}), len(header)]
     body = text.to_frame("t").select((pl.col("t") + f",{_MARK}").str.join("\n").cast(pl.Binary)).item()
     if not body:
         return _slow([], header, known)

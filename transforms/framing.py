@@ -54,6 +54,8 @@ def head_of(data: bytes, name: str) -> Head:
 
 def _line_frame(data: bytes) -> pl.DataFrame:
     """Lines of a block: byte_offset, byte_length, raw (without line end)."""
+    if not data:
+        return pl.DataFrame(schema={k: BLOCK_SCHEMA[k] for k in ("byte_offset", "byte_length", "raw")})
     returns = data.count(b"\r\n") if b"\r" in data else 0
     newlines = data.count(b"\n")
     whole = newlines + (not data.endswith(b"\n"))

@@ -15,7 +15,9 @@ OUTSIDE = "text outside of a JSON object"
 UNBALANCED = "JSON object is cut or its brackets do not match"
 TOO_DEEP = "JSON is nested more than 64 deep"
 _DEEPEST = 64
+_MOST_FAILURES = 1000  # beginnings that lead nowhere, in one stretch; past it the rest is one damaged record
 _FILLER = b" \t\r\n,[]"
+_PLAIN = rb'"(?:[^"\\]|\\.){0,1000}"|[-+.\w]{1,40}'
 
 
 def _structure(data: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -81,38 +83,57 @@ def _between(data: bytes, start: int, end: int, found: list[tuple[int, int, str 
 
 
 def _sync(data: bytes, first: int) -> re.Pattern[bytes] | None:
-    """How an object begins, by the first one's first key."""
-    key = re.match(rb'\{\s*("(?:[^"\\]|\\.){1,100}")', data[first : first + 400])
-    return re.compile(rb"\{\s*" + re.escape(key[1]) + rb"\s*:") if key else None
+    """How an object begins, by the first one's first key, and by its second where the first value is plain."""
+    begin = data[first : first + 2000]
+    two = re.match(rb'\{\s*("(?:[^"\\]|\\.){1,100}")\s*:\s*(?:' + _PLAIN + rb')\s*,\s*("(?:[^"\\]|\\.){1,100}")', begin)
+    if two:
+        return re.compile(rb"\{\s*" + re.escape(two[1]) + rb"\s*:\s*(?:" + _PLAIN + rb")\s*,\s*" + re.escape(two[2]) + rb"\s*:")
+    one = re.match(rb'\{\s*("(?:[^"\\]|\\.){1,100}")', begin)
+    return re.compile(rb"\{\s*" + re.escape(one[1]) + rb"\s*:") if one else None
 
 
 def _mend(data: bytes, start: int, end: int, sync: re.Pattern[bytes]) -> list[tuple[int, int, str | None]]:
-    """A framed piece that may hold several objects because one of them is damaged: cut at each beginning of an object."""
+    """A framed piece that may hold several objects because one of them is damaged."""
     begins = [m.start() + start for m in sync.finditer(data[start:end])]
     if len(begins) < 2:
         return [(start, end, None)]
     try:
         json.loads(data[start:end])
     except (ValueError, RecursionError):
-        pass
-    else:
-        return [(start, end, None)]
-    if begins[0] != start:
-        begins.insert(0, start)
-    return [p for a, b in zip(begins, [*begins[1:], end], strict=True) for p in _whole_or_damaged(data, a, b)]
+        return _recovered(data, start, end, begins)
+    return [(start, end, None)]
 
 
-def _whole_or_damaged(data: bytes, start: int, end: int) -> list[tuple[int, int, str | None]]:
-    """The object that begins a piece and what follows it, or the piece as damage."""
-    text = data[start:end].rstrip(_FILLER)
-    try:
-        _, used = json.JSONDecoder().raw_decode(text.decode("latin-1"))  # one character a byte: positions hold
-    except (ValueError, RecursionError):
-        closed = text.rstrip(b"] \r\n\t,")  # an array's end may follow the last object
-        return [(start, start + len(closed), UNBALANCED)] if closed else []
-    found: list[tuple[int, int, str | None]] = [(start, start + used, None)]
-    _between(data, start + used, end, found)
+def _recovered(data: bytes, start: int, end: int, begins: list[int]) -> list[tuple[int, int, str | None]]:
+    """The whole objects of a damaged stretch, and what lies between them as damage.
+
+    From each beginning the decoder is tried; a beginning inside an object that was whole is passed over.
+    """
+    text = data[start:end].decode("latin-1")  # one character a byte: positions hold
+    decoder = json.JSONDecoder()
+    found: list[tuple[int, int, str | None]] = []
+    at, failures = start, 0
+    for begin in begins:
+        if begin < at or failures > _MOST_FAILURES:
+            continue
+        try:
+            _, stop = decoder.raw_decode(text, begin - start)
+        except (ValueError, RecursionError):
+            failures += 1
+            continue
+        _damage(data, at, begin, found)
+        found.append((begin, start + stop, None))
+        at = start + stop
+    _damage(data, at, end, found)
     return found
+
+
+def _damage(data: bytes, start: int, end: int, found: list[tuple[int, int, str | None]]) -> None:
+    """What lies between whole objects: nothing but separators, the rest of a damaged object, or other text."""
+    inner = data[start:end].strip(_FILLER)
+    if inner:
+        begin = start + data[start:end].find(inner)
+        found.append((begin, begin + len(inner), UNBALANCED if inner.startswith(b"{") else OUTSIDE))
 
 
 def split_json(
@@ -163,6 +184,6 @@ def _unfinished(
     if sync is None:
         return [(begin, rest + len(tail.rstrip(_FILLER)), UNBALANCED)]
     begins = sorted({begin, *(m.start() + rest for m in sync.finditer(tail))})
-    if not last:
-        begins = begins[:-1] if len(begins) > 1 else begins
-    return [p for a, b in zip(begins, [*begins[1:], len(data)], strict=True) for p in _whole_or_damaged(data, a, b)]
+    if not last and len(begins) > 1:  # the last one may go on in the next block
+        return _recovered(data, begin, begins[-1], begins[:-1])
+    return _recovered(data, begin, len(data), begins)

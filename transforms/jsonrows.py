@@ -1,7 +1,8 @@
 """JSON records to a struct column of a declared shape, whatever the records hold.
 
-DuckDB's JSON reader does the work: it neither recurses nor fails on a value of another type than declared (an object where a
-text is declared stays as its JSON text), and it is faster than Polars' reader, which refuses the whole block for one bad row.
+DuckDB's JSON reader does the work: it neither recurses nor fails on a value of another type than declared (an object
+where a text is declared stays as its JSON text), and it is faster than Polars' reader, which refuses the whole block for
+one bad row.
 """
 
 import json
@@ -25,16 +26,17 @@ def decode(records: pl.LazyFrame, schema: pl.Struct, column: str = "raw") -> pl.
 
     Args:
         records: one JSON object per row in `column`.
-        schema: names and types wanted, of String, Int64, Float64, Boolean, List and Struct. A String takes any value: numbers
-            and booleans as text, objects and arrays as JSON text.
+        schema: names and types wanted, of String, Int64, Float64, Boolean, List and Struct. A String takes any value:
+            numbers and booleans as text, objects and arrays as JSON text.
         column: where the JSON stands.
 
     Returns:
-        `records` with `j` (the struct; a field that is missing or does not fit its type is null) and the Boolean `bad_json`
-        (no JSON object, nested deeper than 64, or null; `j` is null). Rows and their order stay. Of a key that occurs twice,
-        the first counts. Where the first level of `schema` has a List or a Struct, the record may also hold it as JSON text in
-        a string; one object counts as a list of one; any other value becomes a list of one whose field `Value` is that text.
-        Half a surrogate pair and control characters in strings are tolerated: the former becomes U+FFFD.
+        `records` with `j` (the struct; a field that is missing or does not fit its type is null) and the Boolean
+        `bad_json` (no JSON object, nested deeper than 64, or null; `j` is null). Rows and their order stay. Of a key that
+        occurs twice, the first counts. Where the first level of `schema` has a List or a Struct, the record may also hold
+        it as JSON text in a string; one object counts as a list of one; any other value becomes a list of one whose field
+        `Value` is that text. Half a surrogate pair and control characters in strings are tolerated: the former becomes
+        U+FFFD.
     """
     out = dict(records.collect_schema()) | {"j": schema, "bad_json": pl.Boolean()}
     return records.map_batches(
@@ -54,7 +56,7 @@ def _decode(text: pl.Series, schema: pl.Struct) -> pl.DataFrame:
     deep = _too_deep(text)
     if deep.any():
         text = pl.select(pl.when(~deep).then(text).alias("t")).to_series()
-    odd = text.str.contains(_odd_pattern(schema)).fill_null(False)
+    odd = text.str.contains(_odd_pattern(schema)).fill_null(value=False)
     if not odd.any():
         return _run(text, schema, lenient=False)
     position = pl.int_range(0, len(text), eager=True)
@@ -68,10 +70,10 @@ def _decode(text: pl.Series, schema: pl.Struct) -> pl.DataFrame:
 def _too_deep(text: pl.Series) -> pl.Series:
     """Which texts nest deeper than allowed; never deeper than that for all others.
 
-    No value is nested deeper than its opening brackets less those that follow a sibling (``},{``): cheap to count, and it clears
-    all but the odd record, which is then looked at bracket by bracket.
+    No value is nested deeper than its opening brackets less those that follow a sibling (``},{``): cheap to count, and it
+    clears all but the odd record, which is then looked at bracket by bracket.
     """
-    suspect = (text.str.count_matches(_OPENING) > MAX_NESTING).fill_null(False)
+    suspect = (text.str.count_matches(_OPENING) > MAX_NESTING).fill_null(value=False)
     if suspect.any():
         siblings = text.filter(suspect).str.count_matches(r"\}, ?\{")
         opening = text.filter(suspect).str.count_matches(_OPENING)
@@ -94,7 +96,7 @@ def nesting(text: str) -> int:
 
 
 def _odd_pattern(schema: pl.Struct) -> str:
-    """What a record looks like that holds something else where the schema has a list or a struct (a few too many match).
+    """What a record looks like that holds something else where a list or a struct is declared (some others match, too).
 
     Without the quote before the names: with it, the search is seven times slower.
     """
@@ -124,7 +126,8 @@ def _run(text: pl.Series, schema: pl.Struct, *, lenient: bool) -> pl.DataFrame:
             bad = text.is_null()
             connection.register("texts", text.to_frame("t").to_arrow())
             found = connection.sql(query).to_arrow_table()
-    return pl.DataFrame({"j": _column(found).cast(schema), "bad_json": bad})
+    decoded = _column(found)
+    return pl.DataFrame({"j": decoded if decoded.dtype == schema else decoded.cast(schema), "bad_json": bad})
 
 
 def _column(table: Any) -> pl.Series:
@@ -136,7 +139,9 @@ def _column(table: Any) -> pl.Series:
 def repair(text: str) -> str | None:
     """The JSON text of an object that only a stricter reader refuses, or None if it is none."""
     try:
-        value = json.loads(text, strict=False, parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_first)
+        value = json.loads(
+            text, strict=False, parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_first
+        )
         if not isinstance(value, dict):
             return None
         encoded = json.dumps(value, ensure_ascii=False)

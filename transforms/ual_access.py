@@ -59,29 +59,46 @@ _LOGON_TYPES = {
     "bestaccess": "best_access",
     "delegatedadmin": "delegated_admin",
 }
+_CLIENT = [
+    "op",
+    "UserId",
+    "UserKey",
+    "MailboxOwnerUPN",
+    "MailboxGuid",
+    "AppId",
+    "ClientInfoString",
+    "UserAgent",
+    "LogonType",
+    "Logon_Type",
+    "ExternalAccess",
+    "ResultStatus",
+    "SendAsUserSmtp",
+    "SendOnBehalfOfUserSmtp",
+]
 _LOGON_NAMES = ["owner", "admin", "delegate", "transport", "system", "best_access", "delegated_admin"]
 
 
 def mailbox_rows(frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows of access_events from mailbox operations (unnested records with `record_no` and `op`, the operation in lower case)."""
+    """Rows of access_events from mailbox operations (prepared records; `op` is the operation in lower case)."""
     if not frame.height:
         return frame.select("record_no")
     props = u.named(frame, "OperationProperties", {"MailAccessType": "access_type", "IsThrottled": "throttle"})
     frame = frame.join(props, on="record_no", how="left").join(_items(frame), on="record_no", how="left")
+    asked = u.named(
+        frame.filter(pl.col("op").str.contains("-", literal=True)), "Parameters", {"Mailbox": "asked_mailbox"}
+    )
+    frame = u.by_unique(frame.join(asked, on="record_no", how="left"), _CLIENT, _client_columns())
     accessed = pl.col("op") == "mailitemsaccessed"
     kind = pl.when(accessed).then(pl.col("access_type").str.to_lowercase())
     kind = pl.when(kind.is_in(["bind", "sync"])).then(kind)
     listed = pl.col("n_items").fill_null(0)
-    owner, user = u.lower("MailboxOwnerUPN", "MailboxGuid"), u.lower("UserId")
-    app_id, api_id = u.app_ids()
-    action = pl.col("op").replace_strict(MAILBOX_ACTIONS | CONTENT_ACTIONS, default="other", return_dtype=pl.String)
-    columns = u.common() | {
-        "protocol": _protocol(),
+    columns = {
+        "source": pl.lit("m365_ual"),
         "action": pl.when(kind == "sync")
         .then(pl.lit("sync_folder"))
         .when((kind == "bind") | (accessed & (listed > 0)))
         .then(pl.lit("get_item"))
-        .otherwise(action),
+        .otherwise("named_action"),
         "access_kind": kind,
         "throttled": pl.when(accessed).then(pl.col("throttle").str.to_lowercase() == "true"),
         "op_count": pl.coalesce(_whole("OperationCount"), pl.when(listed > 0).then(listed), 1),
@@ -90,60 +107,81 @@ def mailbox_rows(frame: pl.DataFrame) -> pl.DataFrame:
         "bytes_known": pl.col("bytes").is_not_null() & (pl.col("n_sized") == listed),
         "message_ids": pl.col("ids"),
         "folders": pl.col("paths"),
+        "mailbox_id": pl.coalesce("mailbox_id", pl.col("asked_mailbox").str.to_lowercase()),
+        "agg_level": pl.when(accessed).then(pl.lit("2min")).otherwise(pl.lit("event")),
+    }
+    derived = [name for name in _client_columns() if name not in (*columns, "named_action")]
+    return frame.select("record_no", *u.COMMON, *derived, *(value.alias(name) for name, value in columns.items()))
+
+
+def _client_columns() -> dict[str, pl.Expr]:
+    """What follows from who called, with what, on which mailbox (`_CLIENT`)."""
+    owner, user = u.lower("MailboxOwnerUPN", "MailboxGuid"), u.lower("UserId")
+    app = u.lower("AppId")
+    other = pl.when(owner.str.contains("@", literal=True) & (owner != user)).then(owner)
+    return {
+        "protocol": _protocol(),
+        "named_action": _named_action(),
         "logon_type": _logon_type(),
         "external_access": _flag("ExternalAccess"),
         "mailbox_id": owner,
         "principal_id": pl.coalesce(user, u.lower("UserKey")),
-        "principal_type": u.kind_of_user(),
-        "effective_user": pl.coalesce(
-            u.lower("SendAsUserSmtp", "SendOnBehalfOfUserSmtp"), pl.when(owner.str.contains("@") & (owner != user)).then(owner)
-        ),
-        "app_id": app_id,
-        "api_id": api_id,
+        "effective_user": pl.coalesce(u.lower("SendAsUserSmtp", "SendOnBehalfOfUserSmtp"), other),
+        "api_id": pl.when(app == u.GRAPH).then(app).when(app.is_not_null()).then(pl.lit(u.EXCHANGE_ONLINE)),
         "user_agent": pl.coalesce(u.text("ClientInfoString"), u.text("UserAgent")),
         "reason": pl.when(_failed()).then(u.text("ResultStatus")),
-        "agg_level": pl.when(accessed).then(pl.lit("2min")).otherwise(pl.lit("event")),
     }
-    return frame.select("record_no", *(value.alias(name) for name, value in columns.items()))
 
 
 def sign_in_rows(frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows of access_events from sign-ins that the audit log repeats."""
+    """Rows of access_events from sign-ins that the audit log repeats (prepared records)."""
     if not frame.height:
         return frame.select("record_no")
     wanted = {"UserAgent": "agent", "RequestType": "request", "ResultStatusDetail": "detail"}
     frame = frame.join(u.named(frame, "ExtendedProperties", wanted), on="record_no", how="left")
     frame = frame.join(u.named(frame, "DeviceProperties", {"SessionId": "device_session"}), on="record_no", how="left")
-    failed = (pl.col("op").str.ends_with("failed")) | _failed()
+    failed = (pl.col("op").str.ends_with("failed")) | _failed().fill_null(value=False)
     user = u.lower("UserId")
     number = u.text("ErrorNumber")
-    columns = u.common() | {
+    columns = {
+        "source": pl.lit("m365_ual"),
         "protocol": pl.lit("oauth"),
         "action": pl.lit("signin"),
-        "outcome": pl.when(failed).then(pl.lit("failure")).otherwise(u.common()["outcome"]),
-        "reason": pl.coalesce(u.text("LogonError"), pl.when(number != "0").then(number), pl.when(failed).then("detail")),
+        "outcome": pl.when(failed).then(pl.lit("failure")).otherwise("outcome"),
+        "reason": pl.coalesce(
+            u.text("LogonError"), pl.when(number != "0").then(number), pl.when(failed).then("detail")
+        ),
         "principal_id": pl.when(user.is_in(["not available", "unknown"])).then(u.lower("UserKey")).otherwise(user),
-        "principal_type": u.kind_of_user(),
-        "src_ip_raw": pl.coalesce(u.text("ActorIpAddress"), u.common()["src_ip_raw"]),
+        "src_ip_raw": pl.coalesce(u.text("ActorIpAddress"), "src_ip_raw"),
         "home_tenant_id": u.guid(u.lower("ActorContextId")),
-        "app_id": u.lower("ApplicationId", "AppId"),
+        "app_id": pl.coalesce(u.lower("ApplicationId"), "app_id"),
         "api_id": u.guid(u.lower("ObjectId")),
         "auth_method": pl.col("request"),
-        "session_id": pl.coalesce(u.common()["session_id"], "device_session"),
+        "session_id": pl.coalesce("session_id", "device_session"),
         "user_agent": pl.coalesce("agent", u.text("UserAgent")),
         "op_count": pl.lit(1, dtype=pl.Int64),
         "agg_level": pl.lit("event"),
     }
-    return frame.select("record_no", *(value.alias(name) for name, value in columns.items()))
+    plain = [name for name in u.COMMON if name not in columns]
+    return frame.select("record_no", *plain, *(value.alias(name) for name, value in columns.items()))
 
 
 def _items(frame: pl.DataFrame) -> pl.DataFrame:
-    """Per record: ids (distinct, at most 1000), n_ids, n_items, bytes, n_sized and paths of all items it lists, wherever."""
+    """Per record: ids (distinct, at most 1000), n_ids, n_items, bytes, n_sized and paths of all items it lists."""
     item = pl.Struct({"id": pl.String, "size": pl.String})
-    folders = frame.select("record_no", pl.col("Folders").alias("f")).explode("f").select("record_no", pl.col("f").struct.unnest())
-    messages = frame.select("record_no", pl.col("Messages").alias("f")).explode("f").select("record_no", pl.col("f").struct.unnest())
+    folders = (
+        frame.select("record_no", pl.col("Folders").alias("f"))
+        .explode("f")
+        .select("record_no", pl.col("f").struct.unnest())
+    )
+    messages = (
+        frame.select("record_no", pl.col("Messages").alias("f"))
+        .explode("f")
+        .select("record_no", pl.col("f").struct.unnest())
+    )
     single = pl.struct(
-        pl.col("Item").struct.field("InternetMessageId").alias("id"), pl.col("Item").struct.field("SizeInBytes").alias("size")
+        pl.col("Item").struct.field("InternetMessageId").alias("id"),
+        pl.col("Item").struct.field("SizeInBytes").alias("size"),
     )
     affected = frame.select("record_no", pl.col("AffectedItems").alias("a")).explode("a")
     affected = affected.select("record_no", pl.col("a").struct.unnest())
@@ -151,7 +189,12 @@ def _items(frame: pl.DataFrame) -> pl.DataFrame:
         [
             _exploded(folders, "FolderItems"),
             _exploded(messages, "MessageItems"),
-            affected.select("record_no", pl.struct(pl.col("InternetMessageId").alias("id"), size=pl.lit(None, pl.String)).cast(item).struct.unnest()),
+            affected.select(
+                "record_no",
+                pl.struct(pl.col("InternetMessageId").alias("id"), size=pl.lit(None, pl.String))
+                .cast(item)
+                .struct.unnest(),
+            ),
             frame.select("record_no", single.cast(item).struct.unnest()),
         ]
     ).filter(pl.col("id").is_not_null() | pl.col("size").is_not_null())
@@ -163,7 +206,9 @@ def _items(frame: pl.DataFrame) -> pl.DataFrame:
         pl.when(size.count() > 0).then(size.sum()).alias("bytes"),
         size.count().cast(pl.Int64).alias("n_sized"),
     )
-    counts = counts.with_columns(pl.col("ids").list.len().cast(pl.Int64).alias("n_ids"), pl.col("ids").list.head(MAX_MESSAGE_IDS))
+    counts = counts.with_columns(
+        pl.col("ids").list.len().cast(pl.Int64).alias("n_ids"), pl.col("ids").list.head(MAX_MESSAGE_IDS)
+    )
     paths = pl.concat(
         [
             folders.select("record_no", path="Path"),
@@ -179,9 +224,21 @@ def _items(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _exploded(frame: pl.DataFrame, column: str) -> pl.DataFrame:
     value = pl.col(column).struct
-    return frame.select("record_no", column).explode(column).select(
-        "record_no", value.field("InternetMessageId").alias("id"), value.field("SizeInBytes").alias("size")
+    return (
+        frame.select("record_no", column)
+        .explode(column)
+        .select("record_no", value.field("InternetMessageId").alias("id"), value.field("SizeInBytes").alias("size"))
     )
+
+
+def _named_action() -> pl.Expr:
+    """The action that the operation's name gives; reading cmdlets by their verb."""
+    verb = pl.col("op").str.extract(r"^(get|search|export|test)-")
+    by_verb = verb.replace_strict(
+        {"search": "search", "export": "export", "test": "probe", "get": "list"}, default=None
+    )
+    exact = pl.col("op").replace_strict(MAILBOX_ACTIONS | CONTENT_ACTIONS, default=None, return_dtype=pl.String)
+    return pl.coalesce(exact, by_verb.cast(pl.String), pl.lit("other"))
 
 
 def _protocol() -> pl.Expr:
@@ -190,8 +247,20 @@ def _protocol() -> pl.Expr:
     client = info.str.extract(r"^client=([^;]*)")
     behind = info.str.extract(r"^client=[^;]*;\s*(?:protocol=)?(pop3|imap4)")
     names = {"webservices": "ews", "rest": "graph", "owa": "owa", "activesync": "eas", "pop3": "pop3", "imap4": "imap"}
-    names |= {"mapi": "mapi", "msexchangerpc": "mapi", "mapihttp": "mapi", "msexchangemapihttp": "mapi", "airsync": "eas"}
-    names |= {"powershell": "powershell", "management": "powershell", "ecp": "ecp", "imap": "imap", "autodiscover": "autodiscover"}
+    names |= {
+        "mapi": "mapi",
+        "msexchangerpc": "mapi",
+        "mapihttp": "mapi",
+        "msexchangemapihttp": "mapi",
+        "airsync": "eas",
+    }
+    names |= {
+        "powershell": "powershell",
+        "management": "powershell",
+        "ecp": "ecp",
+        "imap": "imap",
+        "autodiscover": "autodiscover",
+    }
     graph = (u.lower("AppId") == u.GRAPH) & info.is_null()
     return (
         pl.when(client == "pop3/imap4")
@@ -213,7 +282,7 @@ def _logon_type() -> pl.Expr:
 
 def _flag(name: str) -> pl.Expr:
     value = u.lower(name)
-    return pl.when(value == "true").then(True).when(value == "false").then(False)
+    return pl.when(value.is_in(["true", "false"])).then(value == "true")
 
 
 def _whole(name: str) -> pl.Expr:

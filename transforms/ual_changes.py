@@ -6,32 +6,53 @@ from transforms import ual_fields as u
 
 _KEY = r"KeyIdentifier=([0-9A-Fa-f-]{36})"
 _FORWARDS = ["forwardingsmtpaddress", "forwardingaddress", "delivertomailboxandforward"]
-_AUDITS = ["auditenabled", "auditadmin", "auditdelegate", "auditowner", "auditlogagelimit", "defaultauditset", "auditdisabled"]
-_HOLDS = ["litigationholdenabled", "litigationholdduration", "retentionpolicy", "retentionholdenabled", "singleitemrecoveryenabled"]
+_AUDITS = [
+    "auditenabled",
+    "auditadmin",
+    "auditdelegate",
+    "auditowner",
+    "auditlogagelimit",
+    "defaultauditset",
+    "auditdisabled",
+]
+_HOLDS = [
+    "litigationholdenabled",
+    "litigationholdduration",
+    "retentionpolicy",
+    "retentionholdenabled",
+    "singleitemrecoveryenabled",
+]
 _HOLDS += ["retaindeleteditemsfor", "delayholdapplied", "removedelayholdapplied"]
 # Parameters that name where mail goes.
-_TARGETS = ["forwardto", "redirectto", "forwardasattachmentto", "forwardingsmtpaddress", "forwardingaddress", "blindcopyto"]
+_TARGETS = [
+    "forwardto",
+    "redirectto",
+    "forwardasattachmentto",
+    "forwardingsmtpaddress",
+    "forwardingaddress",
+    "blindcopyto",
+]
 _TARGETS += ["redirectmessageto", "copyto", "addtorecipients", "journalemailaddress", "journalingreportndrto", "sendto"]
 _TARGETS += ["sendtextmessagenotificationto", "generateincidentreport", "actions", "ruleactions"]
 
 
 def change_rows(frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows of change_events (unnested records with `record_no`, `op` and `target_type` as ual_operations names them)."""
+    """Rows of change_events (prepared records; `op` and `target_type` as ual_operations names them)."""
     if not frame.height:
         return frame.select("record_no")
     settings = _settings(frame)
     frame = frame.join(_compact(settings), on="record_no", how="left")
     frame = frame.join(_keys(settings), on="record_no", how="left").join(_agent(frame), on="record_no", how="left")
-    app_id, _ = u.app_ids()
     # Licence changes stand only there.
     told = pl.col("old").is_null() & pl.col("new").is_null() & (pl.col("details_text") != "{}")
-    columns = u.common() | {
+    columns = {
+        "source": pl.lit("m365_ual"),
         "op": _op(),
         "op_raw": pl.col("Operation"),
-        "reason": pl.when(u.common()["outcome"] != "success").then(u.text("ResultStatus")),
+        "reason": pl.when(pl.col("outcome") != "success").then(u.text("ResultStatus")),
         "actor_id": u.lower("UserId"),
-        "actor_type": u.kind_of_user(),
-        "app_id": pl.coalesce(app_id, u.guid(pl.col("agent_app").str.to_lowercase())),
+        "actor_type": pl.col("principal_type"),
+        "app_id": pl.coalesce("app_id", u.guid(pl.col("agent_app").str.to_lowercase())),
         "user_agent": pl.coalesce("agent", u.text("UserAgent"), u.text("ClientInfoString")),
         "target_type": _target_type(),
         "target_id": _target(),
@@ -41,11 +62,12 @@ def change_rows(frame: pl.DataFrame) -> pl.DataFrame:
         "credential_id": pl.when(pl.col("added") != "").then("added").when(pl.col("removed") != "").then("removed"),
         "is_external_target": _external(),
     }
-    return frame.select("record_no", *(value.alias(name) for name, value in columns.items()))
+    plain = [name for name in u.COMMON if name not in columns and name != "principal_type"]
+    return frame.select("record_no", *plain, *(value.alias(name) for name, value in columns.items()))
 
 
 def _settings(frame: pl.DataFrame) -> pl.DataFrame:
-    """record_no, name, old, new: parameters, modified properties and (of mailbox rules) operation properties, one per row."""
+    """record_no, name, old, new: one row per parameter, modified property and (of mailbox rules) operation property."""
     parts = []
     for column in ("ModifiedProperties", "Parameters", "OperationProperties"):
         long = frame.select("record_no", column).explode(column).drop_nulls(column)
@@ -58,6 +80,7 @@ def _settings(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _compact(settings: pl.DataFrame) -> pl.DataFrame:
     """attr, old, new as compact text; what mail targets and which names (lower case) the record sets."""
+
     def joined(name: str) -> pl.Expr:
         value = pl.col(name).str.replace_all(r"\s+", " ").str.strip_chars().str.slice(0, u.MAX_TEXT)
         pair = pl.when(pl.col("name") == "").then(value).otherwise(pl.col("name") + "=" + value)
@@ -85,7 +108,11 @@ def _keys(settings: pl.DataFrame) -> pl.DataFrame:
     """added, removed: key identifiers that KeyDescription has gained and lost, joined by ``;``."""
     keys = settings.filter(pl.col("name") == "KeyDescription")
     old, new = (pl.col(name).fill_null("").str.to_lowercase().str.extract_all(f"(?i){_KEY}") for name in ("old", "new"))
-    keys = keys.select("record_no", old=old, new=new).group_by("record_no").agg(pl.col("old").explode(), pl.col("new").explode())
+    keys = (
+        keys.select("record_no", old=old, new=new)
+        .group_by("record_no")
+        .agg(pl.col("old").explode(), pl.col("new").explode())
+    )
 
     def diff(left: str, right: str) -> pl.Expr:
         gained = pl.col(left).list.drop_nulls().list.set_difference(pl.col(right).list.drop_nulls())
@@ -124,15 +151,18 @@ def _op() -> pl.Expr:
         .then(pl.lit("audit_setting"))
         .when(mailbox & has(_HOLDS))
         .then(pl.lit("retention"))
-        .when((named == "user") & licence.fill_null(False))
+        .when((named == "user") & licence.fill_null(value=False))
         .then(pl.lit("licence"))
-        .when((named == "user") & strong.fill_null(False))
+        .when((named == "user") & strong.fill_null(value=False))
         .then(pl.lit("mfa"))
-        .when((named == "inbox_rule") & pl.col("rule_operation").str.to_lowercase().str.starts_with("remove").fill_null(False))
+        .when(
+            (named == "inbox_rule")
+            & pl.col("rule_operation").str.to_lowercase().str.starts_with("remove").fill_null(value=False)
+        )
         .then(pl.lit("remove_inbox_rule"))
-        .when(credential & (pl.col("added") != "").fill_null(False))
+        .when(credential & (pl.col("added") != "").fill_null(value=False))
         .then(pl.lit("add_credential"))
-        .when(credential & (pl.col("removed") != "").fill_null(False))
+        .when(credential & (pl.col("removed") != "").fill_null(value=False))
         .then(pl.lit("remove_credential"))
         .otherwise(named)
     )
@@ -140,7 +170,7 @@ def _op() -> pl.Expr:
 
 def _target_type() -> pl.Expr:
     """A role is given to somebody: where the record names a user, he is the target."""
-    user = u.lower("ObjectId").str.contains("@", literal=True).fill_null(False)
+    user = u.lower("ObjectId").str.contains("@", literal=True).fill_null(value=False)
     return pl.when((pl.col("target_type") == "role") & user).then(pl.lit("user")).otherwise("target_type")
 
 
@@ -149,7 +179,11 @@ def _target() -> pl.Expr:
     identity = pl.col("identity").str.strip_chars().str.to_lowercase()
     identity = pl.when(identity != "").then(identity)
     mailbox = pl.col("target_type").is_in(["mailbox", "user"])
-    user = pl.col("Target").list.eval(pl.element().struct.field("ID").filter(pl.element().struct.field("Type") == "5")).list.first()
+    user = (
+        pl.col("Target")
+        .list.eval(pl.element().struct.field("ID").filter(pl.element().struct.field("Type") == "5"))
+        .list.first()
+    )
     named = pl.coalesce(u.lower("ObjectId"), u.lower("OfficeObjectId"))
     listed = pl.when(pl.col("Target").list.len() > 0).then(user).str.to_lowercase()
     return pl.coalesce(
@@ -162,7 +196,7 @@ def _target() -> pl.Expr:
 
 
 def _external() -> pl.Expr:
-    """Whether a mail target lies outside the organisation's domains as the record shows them; null when it shows too little."""
+    """Whether a mail target lies outside the organisation's domains as the record shows them, else null."""
     targets = pl.col("mail_targets").str.to_lowercase().str.extract_all(r"@[a-z0-9][a-z0-9.-]*\.[a-z0-9-]+")
     organisation = u.lower("OrganizationName")
     # A partner's administrator has a domain of his own.

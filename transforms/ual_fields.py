@@ -17,14 +17,14 @@ _ITEM = {"InternetMessageId": _TEXT, "SizeInBytes": _TEXT, "Path": _TEXT}
 _TEXTS = (
     "CreationTime Id Operation OrganizationId ResultStatus UserType UserKey Workload UserId AppId ClientAppId "
     "ClientIPAddress ClientIP ActorIpAddress ClientInfoString ExternalAccess LogonType MailboxGuid MailboxOwnerUPN "
-    "OrganizationName OriginatingServer SessionId LogonError ErrorNumber ApplicationId ObjectId OperationCount ActorContextId "
-    "SendAsUserSmtp SendOnBehalfOfUserSmtp UserAgent "
+    "OrganizationName OriginatingServer SessionId LogonError ErrorNumber ApplicationId ObjectId OperationCount "
+    "ActorContextId SendAsUserSmtp SendOnBehalfOfUserSmtp UserAgent "
     # Sentinel's names
     "TimeGenerated OfficeId OfficeWorkload OfficeObjectId Logon_Type Client_IPAddress"
 )
 SCHEMA = pl.Struct(
-    {name: _TEXT for name in _TEXTS.split()}
-    | {name: PAIRS for name in ("OperationProperties", "ExtendedProperties", "Parameters", "DeviceProperties")}
+    dict.fromkeys(_TEXTS.split(), _TEXT)
+    | dict.fromkeys(("OperationProperties", "ExtendedProperties", "Parameters", "DeviceProperties"), PAIRS)
     | {
         "ModifiedProperties": pl.List(pl.Struct({"Name": _TEXT, "OldValue": _TEXT, "NewValue": _TEXT, "Value": _TEXT})),
         "Actor": pl.List(pl.Struct({"ID": _TEXT, "Type": _TEXT})),
@@ -32,14 +32,44 @@ SCHEMA = pl.Struct(
         "Folders": pl.List(pl.Struct({"Path": _TEXT, "FolderItems": pl.List(pl.Struct(_ITEM))})),
         "Messages": pl.List(pl.Struct({"MessageItems": pl.List(pl.Struct(_ITEM))})),
         "AffectedItems": pl.List(pl.Struct({"InternetMessageId": _TEXT, "ParentFolder": pl.Struct({"Path": _TEXT})})),
-        "Item": pl.Struct({"InternetMessageId": _TEXT, "SizeInBytes": _TEXT, "ParentFolder": pl.Struct({"Path": _TEXT})}),
+        "Item": pl.Struct(
+            {"InternetMessageId": _TEXT, "SizeInBytes": _TEXT, "ParentFolder": pl.Struct({"Path": _TEXT})}
+        ),
         "Folder": pl.Struct({"Path": _TEXT}),
         "AppAccessContext": pl.Struct({"UniqueTokenId": _TEXT, "ClientAppId": _TEXT, "AADSessionId": _TEXT}),
     }
 )
 
-_ISO = r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d"
-_US_TIMES = ("%m/%d/%Y %I:%M:%S%.f %p", "%m/%d/%Y %H:%M:%S%.f")
+_OTHER_TIMES = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%:z", "%m/%d/%Y %I:%M:%S%.f %p", "%m/%d/%Y %H:%M:%S%.f")
+_CALLER = [
+    "UserId",
+    "UserType",
+    "ExternalAccess",
+    "AppId",
+    "ClientAppId",
+    "ContextAppId",
+    "MailboxOwnerUPN",
+    "OrganizationId",
+    "OrganizationName",
+    "ResultStatus",
+]
+_ADDRESSES = ("ClientIPAddress", "ClientIP", "ActorIpAddress", "Client_IPAddress")
+COMMON = [
+    "source_id",
+    "ts",
+    "ts_raw",
+    "ts_basis",
+    "tenant_id",
+    "tenant_domain",
+    "host",
+    "op_raw",
+    "outcome",
+    "session_id",
+    "token_id",
+    "src_ip_raw",
+    "principal_type",
+    "app_id",
+]
 
 
 def text(name: str) -> pl.Expr:
@@ -63,39 +93,58 @@ def guid(value: pl.Expr) -> pl.Expr:
     return pl.when(value.str.contains(GUID)).then(value)
 
 
-def times(value: pl.Expr) -> pl.Expr:
+def times(value: pl.Series) -> pl.Series:
     """Times as UTC: ISO 8601 (UTC where no zone is written) or the American form of exports, else null."""
-    iso = value.str.contains(_ISO)
-    zoned = value.str.contains(r"(?:[zZ]|[+-]\d\d:?\d\d)$")
-    bare = value.str.strip_chars_end("zZ").str.replace(" ", "T", literal=True)
-    plain = pl.when(iso).then(bare).str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", time_zone="UTC", strict=False)
-    offset = pl.when(iso & zoned).then(bare).str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", strict=False)
-    american = pl.when(~iso).then(value.str.replace(",", "", literal=True))
-    others = [american.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False) for form in _US_TIMES]
-    return pl.coalesce(plain, offset, *others)
+    plain = value.str.strip_chars_end("zZ")
+    found = plain.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", time_zone="UTC", strict=False)
+    if found.null_count() == value.null_count():
+        return found
+    spaced = plain.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T").str.replace(",", "", literal=True)
+    for form in _OTHER_TIMES:
+        rest = spaced.str.to_datetime(form, time_unit="us", strict=False)
+        rest = rest.dt.convert_time_zone("UTC") if "%:z" in form else rest.dt.replace_time_zone("UTC")
+        found = found.zip_with(found.is_not_null(), rest)
+    return found
 
 
-def common() -> dict[str, pl.Expr]:
-    """Columns of the unnested record that every kind of row fills alike."""
-    owner, user = lower("MailboxOwnerUPN"), lower("UserId")
-    written = pl.coalesce(text("CreationTime"), text("TimeGenerated"))
-    return {
-        "source": pl.lit("m365_ual"),
-        "source_id": pl.coalesce(lower("Id"), lower("OfficeId")),
-        "ts": times(written),
-        "ts_raw": written,
-        "ts_basis": pl.when(written.str.contains(r"[+-]\d\d:?\d\d$|[zZ]$")).then(pl.lit("offset")).otherwise(pl.lit("utc")),
+def by_unique(frame: pl.DataFrame, keys: list[str], derived: dict[str, pl.Expr]) -> pl.DataFrame:
+    """The frame with the derived columns, each computed once per distinct value of the keys: there are few of those."""
+    few = frame.select(keys).unique().with_columns(value.alias(name) for name, value in derived.items())
+    return frame.join(few, on=keys, how="left", nulls_equal=True, maintain_order="left")
+
+
+def prepare(flat: pl.DataFrame) -> pl.DataFrame:
+    """The unnested records with the columns (`COMMON`) that every kind of row fills alike."""
+    context = pl.col("AppAccessContext").struct
+    flat = flat.with_columns(
+        pl.coalesce(text("CreationTime"), text("TimeGenerated")).alias("ts_raw"),
+        pl.coalesce(lower("Id"), lower("OfficeId")).alias("source_id"),
+        pl.coalesce(text("SessionId"), context.field("AADSessionId")).alias("session_id"),
+        context.field("UniqueTokenId").alias("token_id"),
+        context.field("ClientAppId").alias("ContextAppId"),
+        pl.coalesce(text(name) for name in _ADDRESSES).alias("src_ip_raw"),
+    )
+    written = pl.col("ts_raw")
+    offset = written.str.tail(6).str.contains(r"[+-]\d\d:?\d\d$|[zZ]$")
+    flat = flat.with_columns(
+        times(flat.get_column("ts_raw")).alias("ts"),
+        pl.when(offset).then(pl.lit("offset")).otherwise(pl.lit("utc")).alias("ts_basis"),
+    )
+    flat = by_unique(flat, ["OriginatingServer"], {"host": pl.col("OriginatingServer").str.extract(r"^\s*([^\s(]+)")})
+    flat = by_unique(flat, ["Operation"], {"op_raw": text("Operation")})
+    owner = lower("MailboxOwnerUPN")
+    # Somebody from outside has the domain of another tenant.
+    user = pl.when(lower("ExternalAccess").ne_missing("true")).then(lower("UserId"))
+    app, client = lower("AppId"), lower("ClientAppId", "ContextAppId")
+    # Behind Microsoft Graph the client is ClientAppId; elsewhere AppId is the client itself.
+    derived = {
         "tenant_id": guid(lower("OrganizationId")),
         "tenant_domain": pl.coalesce(domain(owner), domain(user), lower("OrganizationName")),
-        "host": pl.col("OriginatingServer").str.extract(r"^\s*([^\s(]+)"),
-        "op_raw": text("Operation"),
         "outcome": _outcome(),
-        "session_id": pl.coalesce(text("SessionId"), pl.col("AppAccessContext").struct.field("AADSessionId")),
-        "token_id": pl.col("AppAccessContext").struct.field("UniqueTokenId"),
-        "src_ip_raw": pl.coalesce(
-            text(name) for name in ("ClientIPAddress", "ClientIP", "ActorIpAddress", "Client_IPAddress")
-        ),
+        "principal_type": _kind_of_user(),
+        "app_id": pl.coalesce(pl.when(app == GRAPH).then(client), app, client),
     }
+    return by_unique(flat, _CALLER, derived)
 
 
 def _outcome() -> pl.Expr:
@@ -109,7 +158,7 @@ def _outcome() -> pl.Expr:
     )
 
 
-def kind_of_user() -> pl.Expr:
+def _kind_of_user() -> pl.Expr:
     """principal_type from UserType (a number, or Sentinel's name), corrected by what UserId looks like."""
     user, kind = lower("UserId"), lower("UserType")
     app = pl.any_horizontal(user == lower("AppId"), user == lower("ClientAppId"))
@@ -125,14 +174,6 @@ def kind_of_user() -> pl.Expr:
         .when(user.is_not_null())
         .then(pl.lit("user"))
     )
-
-
-def app_ids() -> tuple[pl.Expr, pl.Expr]:
-    """(app_id, api_id): behind Microsoft Graph the client is ClientAppId; elsewhere AppId is the client itself."""
-    app, client = lower("AppId"), lower("ClientAppId")
-    client = pl.coalesce(client, pl.col("AppAccessContext").struct.field("ClientAppId").str.to_lowercase())
-    app_id = pl.coalesce(pl.when(app == GRAPH).then(client), app, client)
-    return app_id, pl.when(app == GRAPH).then(app).when(app.is_not_null()).then(pl.lit(EXCHANGE_ONLINE))
 
 
 def named(frame: pl.DataFrame, column: str, wanted: dict[str, str]) -> pl.DataFrame:

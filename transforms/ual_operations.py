@@ -1,4 +1,4 @@
-"""Which control-plane operations there are, and what each changes: names as Microsoft 365 writes them, in lower case."""
+"""Which control-plane operations there are, and what each changes: Microsoft 365's names in lower case."""
 
 import re
 
@@ -183,9 +183,7 @@ def _cmdlet(verb: str, noun: str) -> tuple[str, str] | None:
     return "other", "other"
 
 
-def reading(operation: str) -> str | None:
-    """The action of access_events that a reading cmdlet is, else None."""
+def reads(operation: str) -> bool:
+    """Whether an operation (normal form) is a cmdlet that reads."""
     cmdlet = _CMDLET.fullmatch(operation)
-    if cmdlet is None or cmdlet[1] not in _READING:
-        return None
-    return {"search": "search", "export": "export", "test": "probe"}.get(cmdlet[1], "list")
+    return cmdlet is not None and cmdlet[1] in _READING

@@ -162,7 +162,7 @@ def verify(
         from data_contracts.docs import build_docs
         from flows.output import stderr
 
-        index = build_docs(opened.place.path("validation"), str(docs))
+        index = build_docs(opened.validation_dir, str(docs))
         stderr().print(f"Data Docs: {index}", markup=False)
     if show_problems(problems, to):
         raise typer.Exit(4)

@@ -64,11 +64,11 @@ def show_status(answer: dict[str, Any], to: OutputFormat) -> None:
 
 
 def show_problems(problems: list[Any], to: OutputFormat) -> bool:
-    """What verify found; whether anything of it is an error."""
+    """What verify found; whether anything of it is an integrity failure."""
     import polars as pl
 
     rows = [asdict(p) for p in problems]
-    bad = any(p.severity == "error" for p in problems)
+    bad = any(p.severity == "integrity" for p in problems)
     if to is OutputFormat.json:
         write(to_json({"ok": not bad, "problems": rows}) + "\n")
     elif rows:

@@ -17,7 +17,7 @@ import polars as pl
 from archive import evidence
 from archive.store import Archive, Staged
 from data_contracts import contract, gate
-from data_contracts.errors import GatehoundError, RefusedError
+from data_contracts.errors import GatehoundError
 from flows.pipeline.reading import EVENT_TABLES, Counts, How, Source, examine, read, summary
 from flows.pipeline.references import load_references
 from transforms.enrich import References
@@ -156,7 +156,7 @@ class Ingest:
         own = frame.filter("has_id")
         dates = own["date"].unique().to_list()
         held = [self.archive.event_uids(table, dates, s) for s in own["source"].unique().to_list()]
-        held.append(self._staged_uids(batch.staged.get(table, []), table, set(dates)))
+        held.append(self.archive.staged_uids(batch.staged.get(table, []), dates))
         again = (
             pl.col("has_id")
             & (pl.col("event_uid").is_in(pl.concat(held).implode()) | ~pl.col("event_uid").is_first_distinct())
@@ -167,18 +167,6 @@ class Ingest:
             counts.duplicates += number
             counts.events[table] -= number
         return frame.filter(~pl.col("again")).drop("again")
-
-    def _staged_uids(self, staged: list[Staged], table: str, dates: set[Any]) -> pl.Series:
-        """Event ids of files that this run has staged for some days and not yet committed."""
-        files = [self._place(table, f) for f in staged if f.date in dates]
-        if not files:
-            return pl.Series("event_uid", [], dtype=pl.String)
-        options = self.archive.place.storage_options
-        lazy = pl.scan_parquet(files, storage_options=options, hive_partitioning=False)
-        return lazy.select(pl.col("event_uid").cast(pl.String)).collect()["event_uid"]
-
-    def _place(self, table: str, staged: Staged) -> str:
-        return self.archive.place.path("tables", table, staged.path)
 
     @staticmethod
     def _source(batch: _Batch, evidence_id: str) -> Source:
@@ -194,16 +182,10 @@ class Ingest:
         if failures or (self.options.strict and any(s.counts.quarantined for s in batch.sources)):
             self._part(batch, failures)
             return
-        try:
-            for table, staged in batch.staged.items():
-                ids = [s.evidence_id for s in batch.sources if table not in batch.done[s.evidence_id]]
-                self.archive.commit(table, staged, ids)
-        except RefusedError:  # another run has committed some of these pieces in the meantime
-            if len(batch.sources) == 1:
-                raise
-            self._part(batch, [])
-            return
-        self._commit_registers(batch, [s.evidence_id for s in batch.sources])
+        ids = [s.evidence_id for s in batch.sources]
+        for table, staged in batch.staged.items():
+            self.archive.commit(table, staged, ids)
+        self._commit_registers(batch, ids)
         share = (time.monotonic() - began) / len(batch.sources)
         for source in batch.sources:
             source.seconds += share
@@ -213,13 +195,8 @@ class Ingest:
         failures: list[dict[str, Any]] = []
         label = f"{self.run_id}-{batch.sources[0].evidence_id[:12]}"
         for table, staged in batch.staged.items():
-            place = self.archive.place
             result = gate.validate(
-                table,
-                [self._place(table, f) for f in staged],
-                out_dir=place.path("validation"),
-                filesystem=None if place.is_local else place.filesystem,
-                label=label,
+                table, self.archive.uris(staged), out_dir=self.archive.validation_dir, filesystem=self.archive.filesystem, label=label
             )
             if not result.success:
                 failures.extend(result.failures)
@@ -227,8 +204,8 @@ class Ingest:
 
     def _part(self, batch: _Batch, failures: list[dict[str, Any]]) -> None:
         """A batch that must not be committed: each piece is tried alone, so that one bad file refuses no other."""
-        for table, staged in batch.staged.items():
-            self.archive.discard(table, staged)
+        for staged in batch.staged.values():
+            self.archive.discard(staged)
         if len(batch.sources) == 1:
             source = batch.sources[0]
             if failures:

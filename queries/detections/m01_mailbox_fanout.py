@@ -22,7 +22,7 @@ blind_spots = [
   "tenants whose history is shorter than min_history_days",
 ]
 runbook = [
-  "`mailbox_id`, `first_ts`: list the mailboxes in order of time for the day of the burst and look for an alphabetical order",
+  "`mailbox_id`, `first_ts`: list the mailboxes in order of time for the day of the burst; look for an alphabet",
   "`actor_id`: compare the mailboxes a day with those of the 90 days before",
   "`src_net`, `client_fp`: check whether the source and client of the burst were seen in the 90 days before",
   "`change_events.op`: look for consent, role or permission changes for the actor in the 30 days before the burst",
@@ -89,10 +89,10 @@ tenant_id = "tenant_ids"
 src_net = "evidence_networks"
 ---
 
-The count of distinct mailboxes of an actor and day is judged by the negative binomial with shrunk, inflated dispersion and
-Benjamini and Hochberg's procedure (`queries.statistics`, with sources), and must be a multiple of the actor's own highest
-percentile. A network that an actor of long standing uses for the first time has a series of its own, which begins at zero:
-a thief hides behind a backup product's thousands otherwise.
+The count of distinct mailboxes of an actor and day is judged by the negative binomial with shrunk, inflated dispersion
+and Benjamini and Hochberg's procedure (`queries.statistics`, with sources), and must be a multiple of the actor's own
+highest percentile. A network that an actor of long standing uses for the first time has a series of its own, which begins
+at zero: a thief hides behind a backup product's thousands otherwise.
 """
 
 from collections.abc import Mapping
@@ -124,7 +124,8 @@ with uses as (
     group by all
 ),
 nets as (
-    select tenant_key, actor_id, src_net, min(date) as first_day, max(date) as last_day, max(n) as most from uses group by all
+    select tenant_key, actor_id, src_net, min(date) as first_day, max(date) as last_day, max(n) as most
+    from uses group by all
 ),
 new_nets as (select * from nets where first_day >= $from and most >= $floor),
 networks_before as (
@@ -152,9 +153,11 @@ with bursts as (select * from m01_bursts)
 select b.burst, min(e.first_ts) as first_seen, max(e.last_ts) as last_seen, list(distinct e.tenant_id) as tenant_ids,
     list(distinct e.mailbox_id order by e.mailbox_id) as mailboxes, count(distinct e.mailbox_id)::bigint as n_mailboxes,
     list(distinct e.src_net order by e.src_net) filter (where e.src_net is not null) as source_networks,
-    list(distinct e.credential_id order by e.credential_id) filter (where e.credential_id is not null) as credential_ids,
+    list(distinct e.credential_id order by e.credential_id)
+        filter (where e.credential_id is not null) as credential_ids,
     list(distinct e.app_id order by e.app_id) filter (where e.app_id is not null) as app_ids,
-    list(distinct e.protocol order by e.protocol) as protocols, sum(e.n_ops)::bigint as n_ops, sum(e.items)::bigint as n_items,
+    list(distinct e.protocol order by e.protocol) as protocols, sum(e.n_ops)::bigint as n_ops,
+    sum(e.items)::bigint as n_items,
     sum(e.bytes_out)::bigint as n_bytes, sum(e.sync_folders)::bigint as n_sync_folders,
     bool_or(e.actor_type in ('service_principal', 'service_account', 'computer')) as is_service,
     bool_or(coalesce(m.vip, false)) as has_vip, bool_or(m.kind = 'journal') as has_journal,
@@ -194,18 +197,26 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
     return _described(con, runs, span, params)
 
 
-def _bursts(counts: pl.DataFrame, first: date, begin: date, end: date, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _bursts(
+    counts: pl.DataFrame, first: date, begin: date, end: date, params: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Runs of burst days from the daily counts (tenant_key, actor_id, date, n)."""
     if counts.is_empty():
         return []
     n_days = (end - first).days + 1
-    counts = counts.with_columns(day=(pl.col("date") - first).dt.total_days(), tenant_first=pl.col("date").min().over("tenant_key"))
-    totals = counts.group_by("tenant_key", "actor_id", "tenant_first").agg(
-        pl.col("n").sum().alias("total"),
-        pl.col("n").cast(pl.Float64).pow(2).sum().alias("squares"),
-        pl.col("day").min().alias("first_day"),
-        pl.col("n").filter(pl.col("date") >= begin).max().fill_null(0).alias("most"),
-    ).sort("tenant_key", "actor_id")
+    counts = counts.with_columns(
+        day=(pl.col("date") - first).dt.total_days(), tenant_first=pl.col("date").min().over("tenant_key")
+    )
+    totals = (
+        counts.group_by("tenant_key", "actor_id", "tenant_first")
+        .agg(
+            pl.col("n").sum().alias("total"),
+            pl.col("n").cast(pl.Float64).pow(2).sum().alias("squares"),
+            pl.col("day").min().alias("first_day"),
+            pl.col("n").filter(pl.col("date") >= begin).max().fill_null(0).alias("most"),
+        )
+        .sort("tenant_key", "actor_id")
+    )
     mean = totals["total"].to_numpy() / n_days
     variance = np.maximum(totals["squares"].to_numpy() / n_days - mean**2, 0)
     totals = totals.with_columns(pl.Series("pooled", pooled_dispersion(mean, variance)))
@@ -229,7 +240,9 @@ def _weekday_factors(counts: pl.DataFrame, first: date, n_days: int) -> "NDArray
     sums[by_day["day"].to_numpy()] = by_day["n"].to_numpy()
     weekday = (first.weekday() + np.arange(n_days)) % 7
     start = int(counts["day"].cast(pl.Int64).min() or 0)  # type: ignore[arg-type]
-    means = np.array([np.mean(sums[start:][weekday[start:] == k]) if np.any(weekday[start:] == k) else 0.0 for k in range(7)])
+    means = np.array(
+        [np.mean(sums[start:][weekday[start:] == k]) if np.any(weekday[start:] == k) else 0.0 for k in range(7)]
+    )
     overall = float(np.mean(means)) or 1.0
     return np.asarray(np.clip(means / overall, 0.2, 5.0)[weekday])
 
@@ -260,14 +273,16 @@ def _judge(
         q = np.ones(n_actors)
         q[tested] = benjamini_hochberg(p[tested], int(n_tests[day]))
         known = day - starts >= params["min_history_days"]
-        high = _high(panel, starts, day, params["baseline_days"])
-        usual = (q <= params["false_discovery_rate"]) & (x >= np.maximum(params["min_mailboxes"], params["lift"] * high))
+        high = _high(panel, day, params["baseline_days"])
+        usual = (q <= params["false_discovery_rate"]) & (
+            x >= np.maximum(params["min_mailboxes"], params["lift"] * high)
+        )
         judgeable = day - tenant_starts >= params["min_history_days"]
         judged[:, day] = np.where(known, usual, (x >= params["floor_without_history"]) & judgeable)
     return judged
 
 
-def _high(panel: "NDArray[np.float64]", starts: "NDArray[np.int_]", day: int, reach: int) -> "NDArray[np.float64]":
+def _high(panel: "NDArray[np.float64]", day: int, reach: int) -> "NDArray[np.float64]":
     """Highest count near the 99th percentile of each actor's days before `day`; on up to 100 days that is the maximum."""
     before = panel[:, max(0, day - reach) : day]
     if before.shape[1] == 0:
@@ -276,7 +291,11 @@ def _high(panel: "NDArray[np.float64]", starts: "NDArray[np.int_]", day: int, re
 
 
 def _runs(
-    judged: "NDArray[np.bool_]", panel: "NDArray[np.float64]", watched: pl.DataFrame, first: date, params: Mapping[str, Any]
+    judged: "NDArray[np.bool_]",
+    panel: "NDArray[np.float64]",
+    watched: pl.DataFrame,
+    first: date,
+    params: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Burst days merged to runs; days after the first count by what was usual before the run, which it does not change."""
     runs = []
@@ -298,7 +317,9 @@ def _runs(
                 if panel[row, later] >= least:
                     last = later
             days = [d for d in range(day, last + 1) if panel[row, d] >= least]
-            normal = f"at most {usual:.0f} a day in the {before.size} days before" if known else "no history of this actor"
+            normal = (
+                f"at most {usual:.0f} a day in the {before.size} days before" if known else "no history of this actor"
+            )
             runs.append({
                 "tenant_key": who["tenant_key"], "actor_id": who["actor_id"], "kind": "burst" if known else "new_actor",
                 "source": "", "first_day": first + timedelta(days=day), "last_day": first + timedelta(days=last),
@@ -335,13 +356,19 @@ def _described(
         details = con.sql(DETAILS, params=dict(span)).pl()
     finally:
         con.unregister("m01_bursts")
-    many, vip = pl.col("n_mailboxes") >= params["many"], pl.col("has_vip").fill_null(False)
+    many, vip = pl.col("n_mailboxes") >= params["many"], pl.col("has_vip").fill_null(value=False)
     severity = (
-        pl.when(pl.col("is_new_tenant").fill_null(False)).then(pl.lit("low"))
+        pl.when(pl.col("is_new_tenant").fill_null(value=False)).then(pl.lit("low"))
         .when(many | vip).then(pl.lit("critical"))
         .otherwise(pl.lit("high"))
     )  # fmt: skip
-    impact = pl.when(pl.col("has_journal").fill_null(False)).then(2.0).when((pl.col("n_mailboxes") >= 5) | vip).then(1.5).otherwise(1.0)
+    impact = (
+        pl.when(pl.col("has_journal").fill_null(value=False))
+        .then(2.0)
+        .when((pl.col("n_mailboxes") >= 5) | vip)
+        .then(1.5)
+        .otherwise(1.0)
+    )
     found = bursts.join(details, on="burst").with_columns(
         severity.alias("severity"),
         impact.alias("impact"),

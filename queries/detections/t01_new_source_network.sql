@@ -152,36 +152,6 @@ first_asns as (
     group by entity_kind, entity_tenant, entity_id, src_asn
 ),
 
-entity_days as (
-    select s.entity_kind, s.entity_tenant, s.entity_id, s.date,
-        min(s.date) over (partition by s.entity_kind, s.entity_tenant, s.entity_id) as first_day,
-        bool_or(n.src_net is not null) as has_new_net,
-        bool_or(a.src_asn is not null) as has_new_asn
-    from source_days as s
-    left join first_nets as n
-        on s.entity_kind = n.entity_kind and s.entity_tenant = n.entity_tenant and s.entity_id = n.entity_id
-        and s.src_net = n.src_net and s.date = cast(n.first_ts as date)
-    left join first_asns as a
-        on s.entity_kind = a.entity_kind and s.entity_tenant = a.entity_tenant and s.entity_id = a.entity_id
-        and s.src_asn = a.src_asn and s.date = cast(a.first_ts as date)
-    group by s.entity_kind, s.entity_tenant, s.entity_id, s.date
-),
-
-entity_classes as (
-    select entity_kind, entity_tenant, entity_id, mode(coalesce(principal_type, '') || ' ' || protocol) as class
-    from entity_use
-    group by entity_kind, entity_tenant, entity_id
-),
-
-class_days as (
-    select c.entity_kind, c.class, d.date, count(*) as n_days,
-        count(*) filter (where d.has_new_net) as n_new_net, count(*) filter (where d.has_new_asn) as n_new_asn
-    from entity_days as d
-    inner join entity_classes as c using (entity_kind, entity_tenant, entity_id)
-    where d.date >= d.first_day + cast($burn_in_days as integer)
-    group by c.entity_kind, c.class, d.date
-),
-
 fresh_asns as (
     select a.entity_kind, a.entity_tenant, a.entity_id, a.src_asn
     from first_asns as a
@@ -216,8 +186,25 @@ new_sources as (
     group by entity_kind, entity_tenant, entity_id, level, source
 ),
 
+-- Days of the entities that show a new source, and whether a day brought one.
+entity_days as (
+    select s.entity_kind, s.entity_tenant, s.entity_id, s.date,
+        min(s.date) over (partition by s.entity_kind, s.entity_tenant, s.entity_id) as first_day,
+        bool_or(n.src_net is not null) as has_new_net,
+        bool_or(a.src_asn is not null) as has_new_asn
+    from source_days as s
+    semi join new_sources as c using (entity_kind, entity_tenant, entity_id)
+    left join first_nets as n
+        on s.entity_kind = n.entity_kind and s.entity_tenant = n.entity_tenant and s.entity_id = n.entity_id
+        and s.src_net = n.src_net and s.date = cast(n.first_ts as date)
+    left join first_asns as a
+        on s.entity_kind = a.entity_kind and s.entity_tenant = a.entity_tenant and s.entity_id = a.entity_id
+        and s.src_asn = a.src_asn and s.date = cast(a.first_ts as date)
+    group by s.entity_kind, s.entity_tenant, s.entity_id, s.date
+),
+
 histories as (
-    select s.entity_kind, s.entity_tenant, s.entity_id, s.level, s.source,
+    select s.entity_kind, s.entity_tenant, s.entity_id, s.level, s.source, s.first_day as source_day,
         count(*) as n_active_days,
         count(*) filter (
             where d.date >= d.first_day + cast($burn_in_days as integer)
@@ -239,25 +226,60 @@ histories as (
     inner join entity_days as d
         on s.entity_kind = d.entity_kind and s.entity_tenant = d.entity_tenant and s.entity_id = d.entity_id
         and d.date < s.first_day and d.date >= s.first_day - cast($baseline_days as integer)
-    group by s.entity_kind, s.entity_tenant, s.entity_id, s.level, s.source
+    group by s.entity_kind, s.entity_tenant, s.entity_id, s.level, s.source, s.first_day
     having count(*) >= $min_active_days
 ),
 
+-- A history too short for a rate of its own takes that of its class: same kind of principal, same protocol.
+short_classes as (
+    select distinct u.entity_kind, u.principal_type, u.protocol
+    from entity_use as u
+    semi join (select * from histories where n_settled < 14 and n_all < 14) as h using (entity_kind, entity_tenant, entity_id)
+),
+
+class_members as (
+    select distinct u.entity_kind, u.entity_tenant, u.entity_id, u.principal_type, u.protocol
+    from entity_use as u
+    inner join short_classes as c
+        on u.entity_kind = c.entity_kind and u.protocol = c.protocol
+        and u.principal_type is not distinct from c.principal_type
+),
+
+member_days as (
+    select s.entity_kind, s.entity_tenant, s.entity_id, s.date,
+        min(s.date) over (partition by s.entity_kind, s.entity_tenant, s.entity_id) as first_day,
+        bool_or(n.src_net is not null) as has_new_net
+    from source_days as s
+    semi join class_members as c using (entity_kind, entity_tenant, entity_id)
+    left join first_nets as n
+        on s.entity_kind = n.entity_kind and s.entity_tenant = n.entity_tenant and s.entity_id = n.entity_id
+        and s.src_net = n.src_net and s.date = cast(n.first_ts as date)
+    group by s.entity_kind, s.entity_tenant, s.entity_id, s.date
+),
+
+class_days as (
+    select m.entity_kind, m.principal_type, m.protocol, d.date, count(*) as n, count(*) filter (where d.has_new_net) as k
+    from class_members as m
+    inner join member_days as d using (entity_kind, entity_tenant, entity_id)
+    where d.date >= d.first_day + cast($burn_in_days as integer)
+    group by m.entity_kind, m.principal_type, m.protocol, d.date
+),
+
 class_histories as (
-    select s.entity_kind, s.entity_tenant, s.entity_id, s.level, s.source, sum(d.n_days) as n_class,
-        sum(if(s.level = 'asn', d.n_new_asn, d.n_new_net)) as k_class
-    from new_sources as s
-    inner join entity_classes as c using (entity_kind, entity_tenant, entity_id)
+    select h.entity_kind, h.entity_tenant, h.entity_id, h.level, h.source, sum(d.n) as n, sum(d.k) as k
+    from histories as h
+    inner join class_members as m using (entity_kind, entity_tenant, entity_id)
     inner join class_days as d
-        on c.entity_kind = d.entity_kind and c.class = d.class
-        and d.date < s.first_day and d.date >= s.first_day - cast($baseline_days as integer)
-    group by s.entity_kind, s.entity_tenant, s.entity_id, s.level, s.source
+        on m.entity_kind = d.entity_kind and m.protocol = d.protocol
+        and m.principal_type is not distinct from d.principal_type
+        and d.date < h.source_day and d.date >= h.source_day - cast($baseline_days as integer)
+    group by h.entity_kind, h.entity_tenant, h.entity_id, h.level, h.source
 ),
 
 rates as (
     select h.entity_kind, h.entity_tenant, h.entity_id, h.level, h.source, h.n_active_days,
-        case when h.n_settled >= 14 then h.n_settled when h.n_all >= 14 then h.n_all else coalesce(c.n_class, h.n_all) end as n,
-        case when h.n_settled >= 14 then h.k_settled when h.n_all >= 14 then h.k_all else coalesce(c.k_class, h.k_all) end as k
+        case when h.n_settled >= 14 then h.n_settled when h.n_all >= 14 then h.n_all else coalesce(c.n, h.n_all) end as n,
+        case when h.n_settled >= 14 then h.k_settled when h.n_all >= 14 then h.k_all else coalesce(c.k, h.k_all) end as k
     from histories as h
     left join class_histories as c using (entity_kind, entity_tenant, entity_id, level, source)
 ),

@@ -49,7 +49,18 @@ def row(path: Path, content: bytes, container: str = "none", **more: Any) -> dic
     """A register row for a file."""
     file = path.read_bytes()
     counts = dict.fromkeys(
-        "records events access_events mail_events change_events continuations ignored duplicates quarantined".split(), 0
+        (
+            "records",
+            "events",
+            "access_events",
+            "mail_events",
+            "change_events",
+            "continuations",
+            "ignored",
+            "duplicates",
+            "quarantined",
+        ),
+        0,
     )
     return {
         "evidence_id": hashlib.sha256(content).hexdigest(),

@@ -19,7 +19,9 @@ BEGIN = datetime(2021, 1, 10, 23, 30, tzinfo=UTC)
 def rows(days: int) -> pl.DataFrame:
     ts = [BEGIN + timedelta(days=i) for i in range(days)]
     df = pl.DataFrame({"event_uid": [f"{i:040d}" for i in range(days)], "ts": ts})
-    df = df.with_columns(pl.col("ts").dt.replace_time_zone(None).dt.date().alias("date"), pl.lit("ews").alias("protocol"))
+    df = df.with_columns(
+        pl.col("ts").dt.replace_time_zone(None).dt.date().alias("date"), pl.lit("ews").alias("protocol")
+    )
     return contract("access_events").conform(df.lazy()).collect()
 
 
@@ -42,13 +44,19 @@ def test_every_contract_is_a_view(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def test_days_prune_files(con: duckdb.DuckDBPyConnection) -> None:
-    for condition in ("date = '2021-01-11'", "date between '2021-01-11' and date '2021-01-11'", "date = date '2021-01-11'"):
+    for condition in (
+        "date = '2021-01-11'",
+        "date between '2021-01-11' and date '2021-01-11'",
+        "date = date '2021-01-11'",
+    ):
         (plan,) = con.execute(f"explain select count(*) from access_events where {condition}").fetchall()
         assert "Scanning Files: 1/4" in plan[1]
 
 
 def test_times_are_utc(con: duckdb.DuckDBPyConnection) -> None:
-    query = "select cast(min(ts) as varchar), min(cast(ts as date) = date), current_setting('TimeZone') from access_events"
+    query = (
+        "select cast(min(ts) as varchar), min(cast(ts as date) = date), current_setting('TimeZone') from access_events"
+    )
     assert con.execute(query).fetchall() == [("2021-01-10 23:30:00+00", True, "UTC")]
 
 
@@ -114,13 +122,13 @@ def test_the_connection_itself_refuses(archive: Archive, con: duckdb.DuckDBPyCon
         "select * from (select * from PANDAS_SCAN(1))",
         "select * from query('select 1')",
         "select (select count(*) from query('copy x to y'))",
-        "with a as (select * from \"arrow_scan\"(1,2,3)) select * from a",
+        'with a as (select * from "arrow_scan"(1,2,3)) select * from a',
         "select 'unfinished",
         "selec 1",
     ],
 )
 def test_only_one_select_passes_the_check(sql: str) -> None:
-    with pytest.raises(UsageError, match="^SQL: "):
+    with pytest.raises(UsageError, match=r"^SQL: "):
         check_read_only(sql)
 
 

@@ -18,7 +18,9 @@ DAY = date(2021, 1, 10)
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 
-def events(number: int, *, evidence: str = A, day: date = DAY, days: int = 1, source: str = "exchange_ews") -> pl.DataFrame:
+def events(
+    number: int, *, evidence: str = A, day: date = DAY, days: int = 1, source: str = "exchange_ews"
+) -> pl.DataFrame:
     """Rows of access_events with hostile text in every free column."""
     begin = datetime(day.year, day.month, day.day, tzinfo=UTC)
     rows = [
@@ -46,7 +48,11 @@ def events(number: int, *, evidence: str = A, day: date = DAY, days: int = 1, so
         for i in range(number)
     ]
     schema = contract("access_events").polars_schema
-    return contract("access_events").conform(pl.DataFrame(rows, schema_overrides={k: schema[k] for k in rows[0]}).lazy()).collect()
+    return (
+        contract("access_events")
+        .conform(pl.DataFrame(rows, schema_overrides={k: schema[k] for k in rows[0]}).lazy())
+        .collect()
+    )
 
 
 def filled(table: str, rows: int = 5) -> pl.DataFrame:
@@ -65,7 +71,8 @@ def filled(table: str, rows: int = 5) -> pl.DataFrame:
     schema = contract(table).polars_schema
     keep = contract(table).partitioned_by
     return pl.DataFrame(
-        {n: [values[t] if n == keep or i % 2 == 0 else None for i in range(rows)] for n, t in schema.items()}, schema=schema
+        {n: [values[t] if n == keep or i % 2 == 0 else None for i in range(rows)] for n, t in schema.items()},
+        schema=schema,
     )
 
 
@@ -159,8 +166,16 @@ def test_files_are_sorted_as_the_contract_says(archive: Archive) -> None:
 
 def test_sort_order_equals_polars() -> None:
     df = events(200, days=3).with_columns(pl.lit(1.5).alias("x"))
-    for keys in (["date", "tenant_id", "credential_id", "ts"], ["ts"], ["record_no", "tenant_id"], ["x", "ts"], ["user_agent", "ts_end"]):
-        assert sort_order(df, keys).to_list() == df.select(pl.arg_sort_by(keys, maintain_order=True)).to_series().to_list()
+    for keys in (
+        ["date", "tenant_id", "credential_id", "ts"],
+        ["ts"],
+        ["record_no", "tenant_id"],
+        ["x", "ts"],
+        ["user_agent", "ts_end"],
+    ):
+        assert (
+            sort_order(df, keys).to_list() == df.select(pl.arg_sort_by(keys, maintain_order=True)).to_series().to_list()
+        )
     wide = pl.DataFrame({"n": [2**63 - 1, None, -(2**63), 5]})
     assert sort_order(wide, ["n"]).to_list() == [1, 2, 3, 0]
 
@@ -181,6 +196,25 @@ def test_commit_is_exactly_once(archive: Archive) -> None:
     assert archive.commit("access_events", second, [A]) == version
     assert archive.scan("access_events").collect().height == 5
     assert not Path(archive.uris(second)[0]).exists()
+    assert archive.verify() == []
+
+
+def test_committed_sees_other_writers(archive: Archive) -> None:
+    assert not archive.committed("access_events", A)
+    other = Archive.open(archive.uri)
+    for evidence in (A, B, C):
+        other.append("access_events", events(1, evidence=evidence), evidence)
+        assert archive.committed("access_events", evidence)
+    assert not archive.committed("access_events", "d" * 64)
+
+
+def test_many_commits_cross_checkpoints(archive: Archive) -> None:
+    for number in range(25):
+        archive.append("access_events", events(1, day=DAY + timedelta(number)), f"{number:064}")
+    assert all(archive.committed("access_events", f"{number:064}") for number in range(25))
+    assert Archive.open(archive.uri).committed("access_events", f"{0:064}")
+    assert archive.scan("access_events", version=5).collect().height == 5
+    assert archive.changed_dates("access_events", 20) == [DAY + timedelta(n) for n in range(20, 25)]
     assert archive.verify() == []
 
 
@@ -259,7 +293,9 @@ def test_event_uids(archive: Archive) -> None:
 
 def _days(values: dict[date, int]) -> pl.DataFrame:
     base = filled("edge_days", 1)
-    return pl.concat([base.with_columns(pl.lit(day).alias("date"), pl.lit(f"t{n}").alias("tenant_id")) for day, n in values.items()])
+    return pl.concat(
+        [base.with_columns(pl.lit(day).alias("date"), pl.lit(f"t{n}").alias("tenant_id")) for day, n in values.items()]
+    )
 
 
 def test_replace_days(archive: Archive) -> None:

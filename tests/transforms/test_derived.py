@@ -323,6 +323,17 @@ def test_a_session_takes_the_address_of_its_login() -> None:
     assert (second["src_net"], second["client_fp"]) == (attacker["src_net"], attacker["client_fp"])
 
 
+def test_two_logins_in_one_second_have_one_winner() -> None:
+    rows = [
+        login(ts=at(9), event_uid="a" * 40),
+        login(ts=at(9), event_uid="b" * 40, src_ip="203.0.113.9", src_net="203.0.113.0/24"),
+        session(ts=at(9, 1), event_uid="c" * 40),
+    ]
+    for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
+        filled = with_login(access(*(rows[place] for place in order))).filter(pl.col("action") == "session").collect()
+        assert filled.select("src_ip", "src_net").rows() == [("203.0.113.9", "203.0.113.0/24")]
+
+
 def test_a_login_before_midnight_counts_for_a_day_at_most() -> None:
     rows = access(
         login(ts=at(23, 59, days=-1), session_id="s1"),

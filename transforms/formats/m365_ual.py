@@ -1,8 +1,8 @@
 """Microsoft 365 unified audit log.
 
 JSON as the Office 365 Management Activity API gives it (one object a line, an array, or pretty-printed), the CSV of
-Search-UnifiedAuditLog and of the Purview portal (the same JSON in the column AuditData), and exports of Sentinel's OfficeActivity
-table. Specification: learn.microsoft.com/office/office-365-management-api/office-365-management-activity-api-schema
+Search-UnifiedAuditLog and of the Purview portal (the same JSON in the column AuditData), and exports of Sentinel's
+OfficeActivity table. Specification: learn.microsoft.com/office/office-365-management-api/office-365-management-activity-api-schema
 """
 
 import csv
@@ -20,12 +20,42 @@ _OPERATION = re.compile(r'"Operation"\s*:')
 _OFFICE = {"TimeGenerated", "Operation", "UserId", "Parameters"}
 # Columns of an OfficeActivity export -> names of the audit record.
 _RENAMED = {"TimeGenerated [UTC]": "TimeGenerated", "ResultStatus_": "ResultStatus"}
-_OTHER_WORKLOADS = (
-    "Aip Airinvestigation Compliance Copilot CRM DLP Dynamics365 Endpoint Kaizala MIPLabel MicrosoftFlow MicrosoftForms "
-    "MicrosoftStream MicrosoftTeams MicrosoftTeamsShifts MicrosoftTodo MyAnalytics OneDrive Planner PowerApps PowerBI "
-    "PowerPlatform Project PublicEndpoint Quarantine SecurityComplianceCenter SharePoint SkypeForBusiness Sway "
-    "ThreatIntelligence Viva WorkplaceAnalytics Yammer"
-).split()
+_OTHER_WORKLOADS = [
+    "Aip",
+    "AirInvestigation",
+    "Compliance",
+    "Copilot",
+    "CRM",
+    "DLP",
+    "Dynamics365",
+    "Endpoint",
+    "Kaizala",
+    "MIPLabel",
+    "MicrosoftFlow",
+    "MicrosoftForms",
+    "MicrosoftStream",
+    "MicrosoftTeams",
+    "MicrosoftTeamsShifts",
+    "MicrosoftTodo",
+    "MyAnalytics",
+    "OneDrive",
+    "Planner",
+    "PowerApps",
+    "PowerBI",
+    "PowerPlatform",
+    "Project",
+    "PublicEndpoint",
+    "Quarantine",
+    "SecurityComplianceCenter",
+    "SharePoint",
+    "SkypeForBusiness",
+    "Sway",
+    "ThreatIntelligence",
+    "Viva",
+    "WorkplaceAnalytics",
+    "Yammer",
+]
+_MISFIT = "CSV record does not fit its header"
 _TO_TABLE = {"mailbox": "access_events", "sign_in": "access_events", "change": "change_events"}
 
 
@@ -34,7 +64,8 @@ def sniff(head: Head) -> Match | None:
     start = head.text.lstrip("\ufeff \t\r\n")
     if start[:1] in ("{", "["):
         return _sniff_json(head, start)
-    header = set(_header(head.lines[0] if head.lines else ""))
+    lines = [line for line in head.lines[:2] if not line.lstrip("\ufeff").startswith("#TYPE ")]
+    header = set(_header(lines[0] if lines else ""))
     if "AuditData" in header and header & {"Operations", "Operation", "RecordType", "CreationDate"}:
         return Match(0.95, "CSV with a column AuditData", "csv", "csv")
     if {_RENAMED.get(name, name) for name in header} >= _OFFICE:
@@ -47,7 +78,9 @@ def _sniff_json(head: Head, start: str) -> Match | None:
     if not (_RECORD.search(start) and _OPERATION.search(start) and marks >= 2):
         return None
     first = head.lines[0].lstrip("\ufeff \t") if head.lines else ""
-    lined = first.startswith("{") and (first.rstrip().endswith("}") or len(head.lines) == 1) and _OPERATION.search(first)
+    lined = (
+        first.startswith("{") and (first.rstrip().endswith("}") or len(head.lines) == 1) and _OPERATION.search(first)
+    )
     if lined or (start[0] == "{" and not head.lines):
         return Match(0.9, "audit records, one a line", "lines", "jsonl")
     return Match(0.9, "audit records in one JSON document", "json", "json")
@@ -55,7 +88,7 @@ def _sniff_json(head: Head, start: str) -> Match | None:
 
 def _header(line: str) -> list[str]:
     try:
-        return [name.strip().lstrip("\ufeff") for name in next(csv.reader([line]), [])]
+        return [name.strip() for name in next(csv.reader([line.lstrip("\ufeff")]), [])]
     except csv.Error:
         return []
 
@@ -63,17 +96,26 @@ def _header(line: str) -> list[str]:
 def parse(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
     """One row per record: access_events, change_events, ignored or quarantined."""
     frame = records.select("record_no", "byte_offset", "byte_length", "raw").collect()
-    header = pl.DataFrame(schema={"record_no": pl.Int64})
+    places = frame.drop("raw")
     if ctx.variant in ("csv", "officeactivity"):
-        if "header" not in ctx.carry and frame.height:
-            ctx.carry["header"] = _header(frame.get_column("raw")[0] or "")
-            header, frame = frame.head(1), frame.slice(1)
-        decoded = _from_csv(frame, ctx)
+        is_header = _is_header(frame.get_column("raw"), ctx)
+        decoded = _from_csv(frame.filter(~is_header), ctx)
+        rows = pl.concat(
+            [_rows(decoded), _set_aside(frame.filter(is_header), IGNORED, "header")], how="diagonal_relaxed"
+        )
     else:
-        decoded = jsonrows.decode(frame.lazy(), u.SCHEMA).collect()
-    places = pl.concat([header, frame], how="diagonal").select("record_no", "byte_offset", "byte_length") if header.height else frame.drop("raw")
-    rows = pl.concat([_rows(decoded), _set_aside(header, IGNORED, "header")], how="diagonal_relaxed")
+        rows = _rows(jsonrows.decode(frame.lazy(), u.SCHEMA).collect())
     return places.join(rows, on="record_no", how="left").lazy()
+
+
+def _is_header(raw: pl.Series, ctx: Context) -> pl.Series:
+    """Which records are the header; the first block tells it, and exports put together repeat it."""
+    typed = raw.str.starts_with("#TYPE ").fill_null(value=False)
+    if "header" not in ctx.carry and not (lines := raw.filter(~typed)).is_empty():
+        ctx.carry["header_raw"] = lines[0] or ""
+        ctx.carry["header"] = _header(ctx.carry["header_raw"])
+    again: pl.Series = raw.eq_missing(ctx.carry.get("header_raw", ""))
+    return typed | again
 
 
 def _from_csv(frame: pl.DataFrame, ctx: Context) -> pl.DataFrame:
@@ -82,13 +124,11 @@ def _from_csv(frame: pl.DataFrame, ctx: Context) -> pl.DataFrame:
     if ctx.variant == "csv":
         split = csvrows.columns(frame.lazy(), header, ["AuditData"]).drop("raw")
         decoded = jsonrows.decode(split, u.SCHEMA, "c.AuditData").collect()
-        fault = (
-            pl.when("bad_csv")
-            .then(pl.lit("CSV record does not fit its header"))
-            .when(pl.col("c.AuditData").is_null())
-            .then(pl.lit("AuditData is empty"))
-            .when("bad_json")
-            .then(pl.lit("AuditData is not a JSON object"))
+        empty = pl.col("c.AuditData").is_null()
+        fault = pl.coalesce(
+            pl.when("bad_csv").then(pl.lit(_MISFIT)),
+            pl.when(empty).then(pl.lit("AuditData is empty")),
+            pl.when("bad_json").then(pl.lit("AuditData is not a JSON object")),
         )
         return decoded.select("record_no", "j", "bad_json", fault.alias("fault"))
     names = {_RENAMED.get(name, name): name for name in header}
@@ -98,8 +138,8 @@ def _from_csv(frame: pl.DataFrame, ctx: Context) -> pl.DataFrame:
     text = pl.struct(pl.col(f"c.{name}").alias(field) for field, name in known.items()).struct.json_encode()
     split_rows = split_rows.select("record_no", "bad_csv", text.alias("raw"))
     decoded = jsonrows.decode(split_rows.lazy(), u.SCHEMA).collect()
-    fault = pl.when("bad_csv").then(pl.lit("CSV record does not fit its header"))
-    return decoded.select("record_no", "j", "bad_json", fault.alias("fault"))
+    misfit = pl.when("bad_csv").then(pl.lit(_MISFIT))
+    return decoded.select("record_no", "j", "bad_json", misfit.alias("fault"))
 
 
 def _rows(decoded: pl.DataFrame) -> pl.DataFrame:
@@ -109,7 +149,7 @@ def _rows(decoded: pl.DataFrame) -> pl.DataFrame:
     fault = pl.coalesce("fault", pl.when("bad_json").then(pl.lit("not a JSON object")))
     decoded = decoded.select("record_no", fault.alias("fault"), "j")
     flat = decoded.filter(pl.col("fault").is_null()).select("record_no", pl.col("j").struct.unnest())
-    kinds = _kinds(flat)
+    kinds = _kinds(u.prepare(flat))
     parts = [_set_aside(decoded.filter(pl.col("fault").is_not_null()), QUARANTINED, pl.col("fault"))]
     for kind, build in (
         ("mailbox", ual_access.mailbox_rows),
@@ -120,7 +160,9 @@ def _rows(decoded: pl.DataFrame) -> pl.DataFrame:
         if rows.height:
             untimed = rows.filter(pl.col("ts").is_null())
             parts.append(_set_aside(untimed, QUARANTINED, "time not readable"))
-            parts.append(rows.filter(pl.col("ts").is_not_null()).with_columns(pl.lit(_TO_TABLE[kind]).alias("disposition")))
+            parts.append(
+                rows.filter(pl.col("ts").is_not_null()).with_columns(pl.lit(_TO_TABLE[kind]).alias("disposition"))
+            )
     parts.append(_set_aside(kinds.filter(pl.col("kind") == "none"), QUARANTINED, "no Operation"))
     parts.append(_set_aside(kinds.filter(pl.col("kind") == "ignored"), IGNORED, _why_ignored()))
     return pl.concat([part for part in parts if part.height] or parts[:1], how="diagonal_relaxed")
@@ -134,13 +176,15 @@ def _set_aside(frame: pl.DataFrame, disposition: str, reason: str | pl.Expr) -> 
 def _kinds(flat: pl.DataFrame) -> pl.DataFrame:
     """The frame with `kind`, `op` and `target_type`: decided once per (operation, workload), of which there are few."""
     flat = flat.with_columns(pl.coalesce(u.text("Workload"), u.text("OfficeWorkload")).alias("workload"))
-    pairs = flat.select("Operation", "workload", pl.col("ResultStatus").is_null().alias("_")).unique(["Operation", "workload"])
+    pairs = flat.select("Operation", "workload", pl.col("ResultStatus").is_null().alias("_")).unique(
+        ["Operation", "workload"]
+    )
     known = [_kind(operation or "", workload) for operation, workload, _ in pairs.rows()]
     decided = pl.DataFrame(known, schema={"kind": pl.String, "op": pl.String, "target_type": pl.String}, orient="row")
     pairs = pairs.select("Operation", "workload").hstack(decided)
     flat = flat.join(pairs, on=["Operation", "workload"], how="left", nulls_equal=True)
     touches = u.text("MailboxGuid").is_not_null() | u.text("MailboxOwnerUPN").is_not_null()
-    unknown = (pl.col("kind") == "ignored") & touches & (pl.col("workload") == "Exchange").fill_null(True)
+    unknown = (pl.col("kind") == "ignored") & touches & (pl.col("workload") == "Exchange").fill_null(value=True)
     return flat.with_columns(pl.when(unknown).then(pl.lit("mailbox")).otherwise("kind").alias("kind"))
 
 
@@ -156,14 +200,15 @@ def _kind(operation: str, workload: str | None) -> tuple[str, str, str]:
     if workload in (None, "Exchange", "SecurityComplianceCenter", "AzureActiveDirectory"):
         if (found := ual_operations.change(name, directory=workload == "AzureActiveDirectory")) is not None:
             return "change", *found
-        if ual_operations.reading(name) is not None:
+        if ual_operations.reads(name):
             return "mailbox", name, ""
     return "ignored", name, ""
 
 
 def _why_ignored() -> pl.Expr:
     named = pl.format("workload {}: not mail or identity", "workload")
-    return pl.when(pl.col("workload").is_in(_OTHER_WORKLOADS)).then(named).otherwise(pl.lit("operation not about mail or identity"))
+    other = pl.lit("operation not about mail or identity")
+    return pl.when(pl.col("workload").is_in(_OTHER_WORKLOADS)).then(named).otherwise(other)
 
 
 FORMAT = Format(
@@ -174,9 +219,10 @@ FORMAT = Format(
     parse=parse,
     sniff=sniff,
     gaps=(
-        "MailItemsAccessed: counts are lower bounds (repeats within an hour are dropped), and after throttling nothing is logged for 24 h",
+        "MailItemsAccessed counts are lower bounds: repeats within an hour are dropped, 24 h after throttling are blind",
         "a sync record stands for a whole folder; its items are not named",
         "a mailbox without the licence or with an audit bypass leaves no records",
+        "an OfficeActivity export may lack the record id: overlapping exports then count twice",
         "on-premises audit files (CosmosQueue) write local time and are not read here",
     ),
 )

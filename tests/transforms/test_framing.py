@@ -1,0 +1,103 @@
+import io
+import json
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.framing import BLOCK_SCHEMA, MAX_RECORD_BYTES, Framer, head_of
+
+
+def framed(data: bytes, framing: str, **kwargs) -> pl.DataFrame:
+    frames = list(Framer(io.BytesIO(data), framing, **kwargs).blocks())
+    return pl.concat(frames) if frames else pl.DataFrame(schema=BLOCK_SCHEMA)
+
+
+@given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), max_size=30), st.integers(1, 40))
+def test_lines_lie_where_they_say(lines: list[bytes], block: int) -> None:
+    data = b"\n".join(lines)
+    frame = framed(data, "lines", block_bytes=block)
+    for offset, length in frame.select("byte_offset", "byte_length").iter_rows():
+        assert b"\n" not in data[offset : offset + length]
+        assert offset + length == len(data) or data[offset + length : offset + length + 1] in (b"\n", b"\r")
+    wanted = data.split(b"\n")
+    assert frame.height == len(wanted) - (wanted[-1] == b"")
+    assert frame["record_no"].to_list() == list(range(frame.height))
+
+
+def test_latin1_nul_and_crlf_lines_are_read_and_placed() -> None:
+    data = b"caf\xe9\r\nn\x00ul\r\n\r\nlast"
+    frame = framed(data, "lines")
+    assert frame["raw"].to_list() == ["café", "n\x00ul", "", "last"]
+    assert frame["byte_offset"].to_list() == [0, 6, 12, 14]
+
+
+@pytest.mark.parametrize("size", [MAX_RECORD_BYTES + 1, 50 << 20])
+def test_a_line_that_is_too_long_is_one_damaged_record(size: int) -> None:
+    data = b"first\n" + b"x" * size + b"\nlast\n"
+    frame = framed(data, "lines")
+    assert frame["raw"].to_list()[::2] == ["first", "last"]
+    assert frame["byte_length"].to_list() == [5, size, 4]
+    assert frame["damage"].to_list() == [None, "record is longer than 8 MiB", None]
+    assert len(frame["raw"][1]) == 2000
+
+
+def test_csv_records_span_lines() -> None:
+    data = b'a,b\r\n1,"x\r\ny"\r\n2,"say ""hi"", ok"\r\n'
+    for block in (1 << 20, 7):
+        frame = framed(data, "csv", block_bytes=block)
+        assert frame["raw"].to_list() == ["a,b", '1,"x\r\ny"', '2,"say ""hi"", ok"']
+        assert [data[o : o + n].decode() for o, n in frame.select("byte_offset", "byte_length").iter_rows()] == frame["raw"].to_list()
+
+
+def test_a_stray_quote_costs_one_csv_record_not_the_file() -> None:
+    good = [f'{i},"v{i}","line\nbreak"' for i in range(50)]
+    lines = ["n,a,b", *good[:20], '20,"cut off', *good[20:]]
+    frame = framed("\n".join(lines).encode(), "csv")
+    assert [r for r in frame["raw"].to_list() if r in good] == good
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.text(max_size=5), st.recursive(st.text() | st.integers() | st.none(), lambda c: st.lists(c, max_size=3), max_leaves=5)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.sampled_from([None, 1]),
+    st.integers(20, 400),
+)
+def test_json_objects_of_an_array_are_found(objects: list[dict], indent: int | None, block: int) -> None:
+    data = json.dumps(objects, indent=indent, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    frame = framed(data, "json", block_bytes=block)
+    assert [json.loads(data[o : o + n]) for o, n in frame.select("byte_offset", "byte_length").iter_rows()] == objects
+    assert frame["damage"].null_count() == frame.height
+
+
+def test_json_damage_costs_the_damaged_objects_only() -> None:
+    objects = [json.dumps({"Id": i, "Operation": 'say \\"hi\\" {[', "Item": {"Id": i}}) for i in range(30)]
+    broken = objects.copy()
+    broken[7] = broken[7][:25]
+    broken[12] = '{"Id": 12, "Operation": "open'
+    data = ("[" + ",\n".join(broken) + "]").encode()
+    frame = framed(data, "json")
+    kept = frame.filter(pl.col("damage").is_null())["raw"].to_list()
+    assert [o for o in kept if o in objects] == [o for i, o in enumerate(objects) if i not in (7, 12)]
+    assert set(frame["damage"].drop_nulls()) == {"JSON object is cut or its brackets do not match"}
+
+
+def test_deep_nesting_is_refused_before_anything_decodes_it() -> None:
+    data = b'[{"a":1},{"a":' + b"[" * 100_000 + b"]" * 100_000 + b'},{"a":2}]'
+    frame = framed(data, "json")
+    assert frame["damage"].to_list() == [None, "JSON is nested more than 64 deep", None]
+
+
+def test_wrapped_answers_give_their_elements() -> None:
+    data = b'{"@odata.context": "x", "value": [{"Id": 1}, {"Id": 2}], "next": "y"}'
+    assert framed(data, "json", wrapped=True)["raw"].to_list() == ['{"Id": 1}', '{"Id": 2}']
+
+
+def test_head_leaves_out_the_cut_line() -> None:
+    head = head_of(b"a\n" * 40_000, "x")
+    assert len(head.data) == 65536
+    assert set(head.lines) == {"a"}

@@ -1,0 +1,248 @@
+"""Rows out of Postfix lines: what all lines share, and the lines that are seldom.
+
+Seldom are rejections and other actions of access lists, header checks and milters, replies of other servers, failed
+authentications, TLS, and postscreen. They are read by regular expressions; what every message brings is read by
+`transforms.formats.postfix` without.
+"""
+
+import polars as pl
+
+from transforms.model import IGNORED, QUARANTINED
+
+ROW = ("record_no", "byte_offset", "byte_length", "ts", "ts_raw", "ts_basis", "host", "source", "op_raw")
+PEERED = ("session_id", "event", "outcome", "src_host", "src_ip_raw", "status_text")
+_SERVICES = ("master", "postfix-script", "anvil", "scache", "postfix", "verify", "tlsmgr", "tlsproxy", "dnsblog")
+_PEER = r"([^\[\s]*)(\[[^\]\s]*\](?::\d+)?)"
+
+# uid=300 from=<triceratops@dinos.test>
+_PICKUP = r"^(uid=\d+) from=<(.*)>(?: orig_id=\S+)?$"
+# sender non-delivery notification: 1F99E4BC9A
+_NOTICE = r"^((?:sender|postmaster) [a-z -]*notification): ([0-9A-Za-z]+)$"
+# host mx.example.com[192.0.2.1] said: 450 4.2.1 try again (in reply to RCPT TO command)
+_SAID = rf"^(?:host |lost connection with |conversation with ){_PEER} (?:said: |refused to talk to me: )?(.*)$"
+# reject: RCPT from unknown[192.0.2.1]: 504 5.5.2 <X>: Helo command rejected; from=<a@b> to=<c@d> proto=ESMTP helo=<X>
+_ACTION = (
+    r"^(?:milter-)?(?:reject|hold|discard|quarantine|redirect|filter|replace|prepend|strip|info|warning|bcc"
+    r"|reject_warning): "
+)
+_STAGE = rf"^([a-z_-]+): ([A-Z][A-Z-]*) from {_PEER}: (.*)$"
+# warning: header Subject: hello from unknown[192.0.2.1]; from=<a@b> to=<c@d> proto=ESMTP helo=<X>: reply
+_CONTENT = rf"^([a-z_-]+): ((?:\w+ )?(?:header|body) .*) from {_PEER}(; .*)$"
+_TRAILER = (
+    r"^(.*?); (?:from=<(.*?)>,? )?(?:to=<(.*?)>,? )?proto=[A-Z]+"
+    r"(?:,? helo=<(.*?)>)?(?:,? sasl_username=<(.*?)>)?(?:: (.*))?$"
+)
+_SUBJECT = r"^(?:\w+ )?header (?i:Subject): (.*)$"
+_DSN = r"^(?:\d{3}[ -])?(\d\.\d{1,3}\.\d{1,3}) "
+# warning: unknown[192.0.2.1]: SASL LOGIN authentication failed: UGFzc3dvcmQ6, sasl_username=postmaster@example.org
+SASL = r"^warning: [^:\s\[]*\[[^\]]*\](?::\d+)?: SASL "
+_SASL_FAILED = (
+    rf"^warning: {_PEER}: SASL (\S+) authentication (?:failed|aborted)(?:: ?(.*?))?(?:, sasl_username=(.*))?$"
+)
+# Anonymous TLS connection established from h.example.com[192.0.2.1]: TLSv1.3 with cipher TLS_AES_256_GCM_SHA384 ...
+TLS = r"^(?:[A-Z][a-z]+ )?TLS connection (?:established|reused) "
+_TLS = rf"{TLS}(from|to) {_PEER}: (\S+) with cipher (\S+)"
+# lost connection after AUTH from unknown[192.0.2.1]
+ENDINGS = ("lost connection after ", "timeout after ", "too many errors after ", "improper command ", "SSL_accept ")
+TROUBLE = (
+    r"^((?:(?:lost connection|timeout|too many errors|improper command pipelining) after .*?|SSL_accept error))"
+    rf" from {_PEER}(?::.*)?$"
+)
+# CONNECT from [192.0.2.1]:41323 to [192.0.2.2]:25; PREGREET 16 after 2.6 from [192.0.2.1]:41323: EHLO x\r\n
+SCREEN = r"^([A-Z][A-Z-]+(?: [A-Z]+)*[a-z0-9. ]*?) (?:from )?(\[[^\]]*\](?::\d+)?)"
+
+
+def address(name: str) -> pl.Expr:
+    """Read `[192.0.2.1]` as the address alone, keep `[192.0.2.1]:25` for its port; null for the path of a socket."""
+    text = pl.col(name)
+    bare = pl.when(text.str.ends_with("]")).then(text.str.strip_chars("[]")).otherwise(text)
+    return pl.when(~text.str.contains("/", literal=True)).then(bare).alias(name)
+
+
+def domain(name: str) -> pl.Expr:
+    """Domain of a mail address in lower case; null without one."""
+    after = pl.col(name).str.splitn("@", 2).struct[1]
+    odd = after.str.contains("@", literal=True)  # a quoted local part
+    last = pl.when(odd).then(name).str.extract(r"@([^@\s]+)$")
+    return pl.when(odd).then(last).when(after != "").then(after).str.to_lowercase()
+
+
+def groups(rows: pl.LazyFrame, text: pl.Expr, pattern: str, *names: str) -> pl.LazyFrame:
+    """Add the groups of a pattern as columns, all null where it does not match; evaluated once, unlike `struct[n]`."""
+    return rows.with_columns(text.str.extract_groups(pattern).struct.rename_fields(list(names)).alias("_")).unnest("_")
+
+
+def mail(rows: pl.LazyFrame, names: tuple[str, ...], good: pl.Expr | None = None, damage: str = "") -> pl.LazyFrame:
+    """Keep `names` of rows of mail_events; rows that are not good are quarantined for `damage`."""
+    if good is None:
+        rows = rows.with_columns(disposition=pl.lit("mail_events"), reason=pl.lit(None, pl.String))
+    else:
+        rows = rows.with_columns(
+            disposition=pl.when(good).then(pl.lit("mail_events")).otherwise(pl.lit(QUARANTINED)),
+            reason=pl.when(~good).then(pl.lit(f"postfix: {damage}")),
+        )
+    rows = rows.with_columns(direction=pl.lit("unknown"))
+    return rows.select(*ROW, "disposition", "reason", "direction", *names)
+
+
+def access(rows: pl.LazyFrame, good: pl.Expr, damage: str) -> pl.LazyFrame:
+    """Turn rows with src_ip_raw, auth_method, user, outcome, reason, session_id, repeated into access_events."""
+    user = pl.col("user").str.strip_chars().str.to_lowercase()
+    rows = rows.with_columns(principal_id=pl.when(user != "").then(user)).with_columns(
+        disposition=pl.when(good).then(pl.lit("access_events")).otherwise(pl.lit(QUARANTINED)),
+        reason=pl.when(good).then("reason").otherwise(pl.lit(f"postfix: {damage}")),
+        protocol=pl.lit("smtp"),
+        action=pl.lit("auth"),
+        auth_method=pl.col("auth_method").str.to_uppercase(),
+        principal_type=pl.when(pl.col("principal_id").is_not_null()).then(pl.lit("user")),
+        credential_id=pl.lit("pw:") + pl.col("principal_id"),
+        credential_type=pl.lit("password"),
+        tenant_domain=domain("principal_id"),
+        op_count=pl.col("repeated"),
+        bytes_known=pl.lit(value=False),
+        agg_level=pl.lit("event"),
+    )
+    who = ("principal_id", "principal_type", "credential_id", "credential_type", "auth_method", "tenant_domain")
+    what = ("protocol", "action", "outcome", "session_id", "src_ip_raw", "op_count", "bytes_known", "agg_level")
+    return rows.select(*ROW, "disposition", "reason", *who, *what)
+
+
+def seldom(rows: pl.LazyFrame) -> list[pl.LazyFrame]:
+    """Read what is seldom said of a message: local submission, actions of a policy, notifications, replies."""
+    frame = rows.collect()
+    if not frame.height:
+        return []
+    body = frame["body"].str
+    pickup, notice, said = body.starts_with("uid="), body.contains(_NOTICE), body.contains(_SAID)
+    action = body.contains(_ACTION)
+    parts = [ignored(frame.filter(~(pickup | notice | said | action)).lazy())]
+    for mask, read in ((pickup, _pickups), (notice, _notices), (said, _replies)):
+        if mask.any():
+            parts.append(read(frame.filter(mask).lazy()))
+    return parts + _actions(frame.filter(action)) if action.any() else parts
+
+
+def _pickups(rows: pl.LazyFrame) -> pl.LazyFrame:
+    rows = groups(rows, pl.col("body"), _PICKUP, "status_text", "mail_from")
+    rows = rows.with_columns(event=pl.lit("receive"), outcome=pl.lit("success"))
+    names = ("queue_id", "event", "outcome", "mail_from", "status_text")
+    return mail(rows, names, pl.col("mail_from").is_not_null(), "pickup line cut or damaged")
+
+
+def _notices(rows: pl.LazyFrame) -> pl.LazyFrame:
+    rows = groups(rows, pl.col("body"), _NOTICE, "status_text", "internal_id")
+    rows = rows.with_columns(event=pl.lit("other"), outcome=pl.lit("success"))
+    return mail(rows, ("queue_id", "event", "outcome", "status_text", "internal_id"))
+
+
+def _replies(rows: pl.LazyFrame) -> pl.LazyFrame:
+    rows = groups(rows, pl.col("body"), _SAID, "relay_host", "dst_ip_raw", "status_text")
+    rows = rows.with_columns(address("dst_ip_raw"), event=pl.lit("other"), outcome=pl.lit("failure"))
+    return mail(rows, ("queue_id", "event", "outcome", "relay_host", "dst_ip_raw", "status_text"))
+
+
+def _actions(frame: pl.DataFrame) -> list[pl.LazyFrame]:
+    """Read rejections and other actions of access lists, header checks and milters."""
+    names = ("action", "stage", "src_host", "src_ip_raw", "tail")
+    rows = groups(frame.lazy(), pl.col("body"), _STAGE, *names)
+    rows = groups(rows, pl.when(pl.col("action").is_null()).then("body"), _CONTENT, *(f"c_{name}" for name in names))
+    rows = rows.with_columns(pl.coalesce(name, f"c_{name}").alias(name) for name in names)
+    rows = groups(rows, pl.col("tail"), _TRAILER, "text", "mail_from", "rcpt", "helo", "sasl_username", "reply")
+    # Where the client's words hold a second trailer, it cannot be told which one is true.
+    clear = pl.col("body").str.count_matches(r"; (?:from=<|to=<|proto=)") == 1
+    content = pl.col("c_action").is_not_null()
+    event = pl.col("action").str.strip_prefix("milter-")
+    said = pl.when(content).then(pl.coalesce("reply", "stage")).otherwise(pl.coalesce("text", "tail"))
+    rows = rows.with_columns(
+        *(pl.when(clear).then(name).alias(name) for name in ("mail_from", "rcpt", "helo", "sasl_username")),
+        *(pl.when(clear | ~content).then(name).alias(name) for name in ("src_host", "src_ip_raw")),
+        status_text=said,
+        subject=pl.when(clear & content).then(pl.col("stage").str.extract(_SUBJECT)),
+        event=event.replace_strict({"reject": "reject", "hold": "hold"}, default="other", return_dtype=pl.String),
+        session_id="pid",
+    )
+    rows = rows.with_columns(
+        address("src_ip_raw"),
+        outcome=pl.when(pl.col("event") == "reject").then(pl.lit("failure")).otherwise(pl.lit("unknown")),
+        dsn=pl.col("status_text").str.extract(_DSN),
+    )
+    rows = rows.collect().lazy()
+    read = pl.col("action").is_not_null()
+    lost = ~read & pl.col("body").str.contains(r"^(?:milter-)?(?:reject|hold): ")
+    kept = ("queue_id", *PEERED, "mail_from", "rcpt", "helo", "sasl_username", "subject", "dsn")
+    return [
+        mail(rows.filter(read | lost), kept, read, "rejection cut or damaged"),
+        ignored(rows.filter(~(read | lost))),
+    ]
+
+
+def sasl_failures(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Read failed authentications as access_events."""
+    rows = groups(rows, pl.col("message"), _SASL_FAILED, "src_host", "src_ip_raw", "auth_method", "why", "user")
+    why = pl.col("why").str
+    # The text may be a challenge in Base64 (UGFzc3dvcmQ6 is "Password:"); only known reasons are kept.
+    reason = (
+        pl.when(why.contains("(?i)authentication failure")).then(pl.lit("authentication failure"))
+        .when(why.contains("(?i)connection lost")).then(pl.lit("connection lost to the authentication server"))
+        .when(why.contains("(?i)invalid authentication mechanism")).then(pl.lit("invalid mechanism"))
+        .otherwise(pl.lit("authentication failed"))
+    )  # fmt: skip
+    rows = rows.with_columns(address("src_ip_raw"), reason=reason, outcome=pl.lit("failure"), session_id="pid")
+    return access(rows, pl.col("auth_method").is_not_null(), "SASL failure cut or damaged")
+
+
+def tls(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Read TLS handshakes, of clients (src) and with next hops (dst)."""
+    rows = groups(rows, pl.col("message"), _TLS, "way", "name", "address", "tls_version", "tls_cipher")
+    inward = pl.col("way") == "from"
+    rows = rows.with_columns(
+        src_host=pl.when(inward).then("name"),
+        src_ip_raw=pl.when(inward).then(address("address")),
+        relay_host=pl.when(~inward).then("name"),
+        dst_ip_raw=pl.when(~inward).then(address("address")),
+        session_id="pid",
+        event=pl.lit("tls"),
+        outcome=pl.lit("success"),
+    )
+    kept = (*PEERED[:5], "relay_host", "dst_ip_raw", "tls_version", "tls_cipher")
+    return mail(rows, kept, pl.col("way").is_not_null(), "TLS line cut or damaged")
+
+
+def troubles(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Read sessions that ended badly."""
+    rows = groups(rows, pl.col("message"), TROUBLE, "status_text", "src_host", "src_ip_raw")
+    rows = rows.with_columns(
+        address("src_ip_raw"), event=pl.lit("other"), outcome=pl.lit("failure"), session_id="pid"
+    )  # fmt: skip
+    return mail(rows, PEERED)
+
+
+def screened(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Read what postscreen says of a client."""
+    rows = groups(rows, pl.col("message"), SCREEN, "status_text", "src_ip_raw")
+    said = pl.col("status_text")
+    events = {"CONNECT": "connect", "DISCONNECT": "disconnect"}
+    passed = said.str.contains(r"^(?:CONNECT|DISCONNECT|PASS|ALLOWLISTED|WHITELISTED)")
+    rows = rows.with_columns(
+        address("src_ip_raw"),
+        src_host=pl.lit(None, pl.String),
+        event=said.replace_strict(events, default="other", return_dtype=pl.String),
+        outcome=pl.when(passed).then(pl.lit("success")).otherwise(pl.lit("failure")),
+        session_id="pid",
+    )
+    return mail(rows, PEERED)
+
+
+def ignored(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Say why lines (column message or body) carry nothing."""
+    text = pl.col("message" if "message" in rows.collect_schema() else "body").str
+    warned, served = text.contains(r"^(?:warning|error|fatal|panic): "), pl.col("op_raw").is_in(_SERVICES)
+    reason = (
+        pl.when(text.starts_with("statistics: ")).then(pl.lit("postfix: statistics"))
+        .when(warned).then(pl.lit("postfix: warning or error of the server"))
+        .when(served).then(pl.lit("postfix: service without messages"))
+        .when(text.starts_with("connect to ")).then(pl.lit("postfix: no connection to the next hop"))
+        .when(text.starts_with("setting up TLS ")).then(pl.lit("postfix: TLS handshake begun"))
+        .otherwise(pl.lit("postfix: no message or session in the line"))
+    )  # fmt: skip
+    return rows.with_columns(disposition=pl.lit(IGNORED), reason=reason).select(*ROW, "disposition", "reason")
