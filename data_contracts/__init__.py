@@ -1,6 +1,7 @@
-"""What every table must be: ODCS contracts, compiled to schemas and row rules (`compiler`) and checked in bulk (`gate`).
+"""What every table must be: ODCS contracts, compiled to schemas and row rules, and checked in bulk (`gate`).
 
-The compiler is loaded when it is first asked for, since it brings Polars: a command that only prints its help needs neither.
+The compiler is loaded when it is first asked for, since it brings Polars: a command that only prints its help needs
+neither.
 """
 
 from typing import TYPE_CHECKING, Any

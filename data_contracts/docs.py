@@ -19,7 +19,8 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #1c2330; background: #fff; 
 padding: 1.5rem }
 a { color: #0b5cad } h1 { font-size: 1.5rem } h2, h3, h4, h5 { font-size: 1.05rem; margin: 1.2rem 0 .3rem }
 table { border-collapse: collapse; width: 100%; margin: .4rem 0 1rem }
-td, th { border: 1px solid #d5dae2; padding: .3rem .5rem; text-align: left; vertical-align: top; overflow-wrap: anywhere }
+td, th { border: 1px solid #d5dae2; padding: .3rem .5rem; text-align: left; vertical-align: top;
+overflow-wrap: anywhere }
 th { background: #f2f4f7 } code, pre { white-space: pre-wrap }
 .failed { color: #a4161a; font-weight: 600 } .passed { color: #1b6e3c } .badge { background: #eef1f5; padding: 0 .3rem }
 .ge-expectation-editor-filters, .modal, button, .fa { display: none }

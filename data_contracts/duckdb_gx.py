@@ -28,7 +28,7 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
 }
 
 
-class DuckDBDialect(DefaultDialect):
+class DuckDBDialect(DefaultDialect):  # type: ignore[misc]  # its types are not checked
     """SQLAlchemy's standard SQL over DuckDB: enough to select and to list the columns of a relation."""
 
     name = "duckdb"
@@ -82,7 +82,7 @@ class DuckDBDialect(DefaultDialect):
         return ["main"]
 
 
-class _Type(sa.types.UserDefinedType[Any]):
+class _Type(sa.types.UserDefinedType[Any]):  # type: ignore[misc]  # its types are not checked
     """A type by DuckDB's name."""
 
     cache_ok = True
@@ -94,7 +94,7 @@ class _Type(sa.types.UserDefinedType[Any]):
         return self.name
 
 
-class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
+class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):  # type: ignore[misc]  # its types are not checked
     """Keeps one connection open, as Great Expectations itself does for SQLite, and counts in the cheaper of two ways.
 
     Great Expectations counts unexpected rows by one pass of `sum(case when ... then 1 else 0 end)`, which reads every
@@ -104,6 +104,7 @@ class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
     """
 
     scan_each = False  # set for a batch: one scan a condition
+    few_values: frozenset[str] = frozenset()  # set for a batch: columns whose patterns are tried on distinct values
 
     def resolve_metric_bundle(self, metric_fn_bundle: Any) -> dict[Any, Any]:
         """Values of the metrics by their ids."""
@@ -116,9 +117,16 @@ class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
         for item, condition in counted:
             relation = self.get_domain_records(domain_kwargs=item.compute_domain_kwargs)
             relation = relation.subquery() if isinstance(relation, sa.Select) else relation
+            query = sa.select(sa.func.count()).select_from(relation).where(condition)
+            name = item.compute_domain_kwargs.get("column") or item.metric_configuration.metric_domain_kwargs.get(
+                "column"
+            )
+            if name in self.few_values and "regex" in item.metric_configuration.metric_value_kwargs:
+                value, rows = sa.column(name), sa.func.count().label("n")
+                distinct = sa.select(value, rows).select_from(relation).group_by(value).subquery()
+                query = sa.select(sa.func.coalesce(sa.func.sum(distinct.c.n), 0)).select_from(distinct).where(condition)
             # Not joined by UNION ALL: DuckDB would then read the whole relation once, into memory.
-            count = self.execute_query(sa.select(sa.func.count()).select_from(relation).where(condition)).scalar_one()
-            resolved[item.metric_configuration.id] = count
+            resolved[item.metric_configuration.id] = int(self.execute_query(query).scalar_one())
         return resolved
 
     _connection: sa.Connection | None
@@ -143,13 +151,13 @@ def _condition(expression: Any) -> Any:
     return condition if values == (1, 0) else None
 
 
-class DuckDBRegex(ColumnMapMetricProvider):
+class DuckDBRegex(ColumnMapMetricProvider):  # type: ignore[misc]  # its types are not checked
     """Regular expressions in DuckDB's SQL, so that they are counted in the same pass as all other column metrics."""
 
     condition_metric_name = "column_values.match_regex"
     condition_value_keys = ("regex",)
 
-    @column_condition_partial(engine=DuckDBExecutionEngine)
+    @column_condition_partial(engine=DuckDBExecutionEngine)  # type: ignore[untyped-decorator]  # the same
     def _duckdb(cls, column: Any, regex: str, _dialect: ModuleType | None = None, **_kw: Any) -> Any:  # noqa: N805
         return sa.func.regexp_matches(column, sa.literal(regex))
 
@@ -157,7 +165,7 @@ class DuckDBRegex(ColumnMapMetricProvider):
 _EngineType = type[SqlAlchemyExecutionEngine]  # inside the class below, `type` is a field
 
 
-class DuckDBDatasource(SQLDatasource):
+class DuckDBDatasource(SQLDatasource):  # type: ignore[misc]  # its types are not checked
     """Data source over a DuckDB database."""
 
     type: Literal["duckdb"] = "duckdb"

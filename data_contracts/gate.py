@@ -94,7 +94,7 @@ def validate(
     with _LOCK:
         source = _source()
         view = _view(source, table, parquet_files, filesystem)
-        _choose_scans(source, view, len(parquet_files))
+        _choose_scans(source, agreed, view, len(parquet_files))
         outcome = _evaluated(source, agreed, view)
         rules = {rule.name: rule for rule in agreed.refusals()}
         failures = [
@@ -166,13 +166,15 @@ def _exactly(path: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", path)
 
 
-def _choose_scans(source: _Source, view: str, files: int) -> None:
+def _choose_scans(source: _Source, agreed: Contract, view: str, files: int) -> None:
     """One scan a condition for files of some size, one scan for all conditions where files are many and small."""
     try:
         row = source.connection.execute(f"select count(*) from {quote(view)}").fetchone()
     except duckdb.Error as error:
-        raise RefusedError(f"table {view.removeprefix('gate_')}: cannot be read as Parquet: {_short(error)}") from error
-    source.datasource.get_execution_engine().scan_each = row is not None and row[0] >= _ROWS_PER_SCAN * files
+        raise RefusedError(f"table {agreed.name}: cannot be read as Parquet: {_short(error)}") from error
+    engine = source.datasource.get_execution_engine()
+    engine.scan_each = row is not None and row[0] >= _ROWS_PER_SCAN * files
+    engine.few_values = frozenset(column.name for column in agreed.columns if column.low_cardinality)
 
 
 def _evaluated(source: _Source, agreed: Contract, view: str) -> dict[str, Any]:

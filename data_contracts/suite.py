@@ -11,8 +11,8 @@ from data_contracts.rules import Rule, literal
 Expectation = Any  # of Great Expectations, whose types are not checked
 
 
-class ExpectNoUnexpectedRows(gxe.UnexpectedRowsExpectation):
-    """No row of the batch satisfies a condition. Counts only: the generic one also fetches the rows, by a query more."""
+class ExpectNoUnexpectedRows(gxe.UnexpectedRowsExpectation):  # type: ignore[misc]  # its types are not checked
+    """No row of the batch satisfies a condition. It only counts: the generic one also fetches the rows."""
 
     metric_dependencies = ("unexpected_rows_query.row_count",)
 

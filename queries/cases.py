@@ -6,8 +6,8 @@ Findings are linked by what an intruder carries from one place to the next and a
   tenants knew before;
 - a client fingerprint that few tenants knew before;
 - a credential or a principal of one tenant, and a mailbox where the finding names only a few;
-- a credential that opens several tenants links two findings only where both come from such a source: it is shared by all
-  the vendor's customers, and everything would become one case otherwise, while two strangers with one key are most likely
+- a credential that opens several tenants links two findings only where both come from such a source: all customers of
+  the vendor share it, and everything would become one case otherwise, while two strangers with one key are most likely
   one.
 
 Two findings further apart than REACH are not linked directly. A tenant alone links nothing.
@@ -238,7 +238,8 @@ def _source_keys(finding: Finding, around: Surroundings) -> set[Key]:
 _SITE_LOCAL = tuple(
     ipaddress.ip_network(text)
     for text in (
-        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "169.254.0.0/16", "fc00::/7", "fe80::/10", "::1/128",
+        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "169.254.0.0/16", "fc00::/7", "fe80::/10",
+        "::1/128",
     )
 )  # fmt: skip
 

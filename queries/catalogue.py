@@ -10,7 +10,8 @@ import importlib.util
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,11 @@ class Detection:
     detect: Detect | None = None
 
     @property
+    def techniques(self) -> tuple[str, ...]:
+        """ATT&CK technique ids, in the order of the front matter."""
+        return tuple(attack.technique for attack in self.attack)
+
+    @property
     def tactics(self) -> tuple[str, ...]:
         """All tactics, sorted."""
         return tuple(sorted({tactic for attack in self.attack for tactic in attack.tactics}))
@@ -141,6 +147,21 @@ def load(folder: Path = FOLDER) -> tuple[Detection, ...]:
     if problems:
         raise RefusedError("\n".join(problems), "correct the front matter, or take the file out of the folder")
     return tuple(sorted(found, key=lambda detection: detection.id))
+
+
+@cache
+def catalogue() -> tuple[Detection, ...]:
+    """The detections of this installation, read once. Raises RefusedError."""
+    return load()
+
+
+def find(name: str) -> Detection:
+    """One detection of this installation by its id, in either case. Raises UsageError when there is none."""
+    for detection in catalogue():
+        if detection.id == name.upper():
+            return detection
+    known = ", ".join(detection.id for detection in catalogue())
+    raise UsageError(f"there is no detection {name}", f"there are: {known}")
 
 
 def read(path: Path) -> Detection:
@@ -316,8 +337,6 @@ def _check_sql(detection: Detection, sql: str) -> None:
 
 
 def _with_function(detection: Detection) -> Detection:
-    from dataclasses import replace
-
     spec = importlib.util.spec_from_file_location(f"queries.detections.{detection.stem}", detection.path)
     if spec is None or spec.loader is None:
         raise RefusedError(f"{detection.path}:1: cannot be loaded")

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from data_contracts import contract
 from data_contracts.errors import UsageError
 from queries.cases import Case, build, surroundings
-from queries.catalogue import FOLDER, RESULT_COLUMNS, Detection, load
+from queries.catalogue import FOLDER, RESULT_COLUMNS, Detection, catalogue, load
 from queries.findings import ENTITIES, Finding, as_json, finding
 from queries.limits import limits
-from queries.text import iso
+from queries.text import iso, plain
 
 if TYPE_CHECKING:
     import duckdb
@@ -92,7 +92,8 @@ class HuntResult:
             "title": found.title, "family": found.family, "severity": found.severity, "score": found.score,
             "explanation": found.explanation, "first_seen": found.first_seen, "last_seen": found.last_seen,
             **{key: list(found.entities[key]) for key in ENTITIES},
-            "tactics": list(found.tactics), "techniques": list(found.techniques), "evidence_table": found.evidence.table,
+            "tactics": list(found.tactics), "techniques": list(found.techniques),
+            "evidence_table": found.evidence.table,
             "event_uids": list(found.evidence.event_uids), "evidence_count": found.evidence.count, "sql": found.sql,
             "facts": as_json(found.facts),
         }  # fmt: skip
@@ -132,12 +133,12 @@ def hunt(
     with contextlib.suppress(duckdb.Error):  # a locked-down connection has it set already
         con.execute("set timezone = 'UTC'")
     begin, end = _window(con, window_from, window_to)
-    chosen = _chosen(load(folder), detections)
+    chosen = _chosen(catalogue() if folder == FOLDER else load(folder), detections)
     values = _values(chosen, params or {})
     run, skipped, findings = [], [], []
     for detection in chosen:
         reason = _lacking(con, detection, begin, end)
-        found: list[Finding] | str = reason or _run(
+        found: list[Finding] | str = reason or run_detection(
             con, detection, values[detection.id] | {"window_from": begin, "window_to": end}
         )
         if isinstance(found, str):
@@ -217,8 +218,16 @@ def _lacking(con: "duckdb.DuckDBPyConnection", detection: Detection, begin: date
     return None
 
 
-def _run(con: "duckdb.DuckDBPyConnection", detection: Detection, params: Mapping[str, Any]) -> list[Finding] | str:
-    """Findings of one detection, or why it failed: one broken detection must not hide what the others find."""
+def run_detection(
+    con: "duckdb.DuckDBPyConnection", detection: Detection, params: Mapping[str, Any]
+) -> list[Finding] | str:
+    """Findings of one detection, or why it failed: one broken detection must not hide what the others find.
+
+    Args:
+        con: connection with the tables that the detection reads and its event table; TimeZone UTC.
+        detection: what to run.
+        params: window_from and window_to (aware datetimes), and a value for each parameter (`Detection.values`).
+    """
     import duckdb
     import polars as pl
 
@@ -239,7 +248,7 @@ def _run(con: "duckdb.DuckDBPyConnection", detection: Detection, params: Mapping
             return f"failed: its result lacks {', '.join(missing)}"
         return [finding(con, detection, row) for row in rows.iter_rows(named=True)]
     except (duckdb.Error, pl.exceptions.PolarsError, ArithmeticError, KeyError, TypeError, ValueError) as error:
-        return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"failed: {type(error).__name__}: {plain(next(iter(str(error).splitlines()), ''))}"
 
 
 def _run_id(
@@ -255,7 +264,5 @@ def _cut(cases: Sequence[Case], budget: int) -> list[str]:
         return []
     shown = [case.score for case in cases if case.shown]
     last = f"; the last case shown scores {shown[-1]:g}" if shown else ""
-    return [
-        f"{len(hidden)} case(s) lie beyond the budget of {budget} a day and are not shown, "
-        f"the highest with score {hidden[0].score:g}{last}."
-    ]
+    what = f"{len(hidden)} case(s) lie beyond the budget of {budget} a day and are not shown"
+    return [f"{what}, the highest with score {hidden[0].score:g}{last}."]

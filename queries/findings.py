@@ -105,7 +105,7 @@ def finding(con: "duckdb.DuckDBPyConnection", detection: Detection, row: Mapping
         explanation=fill(detection.explanation, facts),
         entities=entities | {"source_ips": addresses},
         tactics=detection.tactics,
-        techniques=tuple(attack.technique for attack in detection.attack),
+        techniques=detection.techniques,
         evidence=evidence,
         sql=evidence_sql(detection.evidence, facts),
         facts=facts,

@@ -108,7 +108,8 @@ group by tenant_id, mailbox_id order by min(ts), tenant_id, mailbox_id limit ?
 """
     rows = con.execute(statement, [first, last, MOST_LINES]).fetchall()
     sentences = [
-        f"Audit of mailbox {plain(mailbox)} ({plain(tenant)}) was throttled: reading between {plain(start)} and {plain(end)} "
+        f"Audit of mailbox {plain(mailbox)} ({plain(tenant)}) was throttled: "
+        f"reading between {plain(start)} and {plain(end)} "
         "is not fully logged; assume that any of its mail was read."
         for tenant, mailbox, start, end, _ in rows
     ]
@@ -126,7 +127,7 @@ group by mailbox_id having sum(retrieved) > 0 and sum(delivered) = 0 order by ma
     if not boxes:
         return []
     return [
-        f"No deliveries are logged for mailboxes read over POP3 ({plain(boxes)}): whether a copy was taken cannot be balanced."
+        f"No deliveries are logged for mailboxes read over POP3 ({plain(boxes)}): copies cannot be told by the balance."
     ]
 
 
@@ -153,9 +154,7 @@ select count(*) filter (where n < 21), count(*) from days where last_day >= $fir
     ((short, n),) = con.execute(statement, {"first": first, "last": last}).fetchall()
     if not short:
         return []
-    return [
-        f"{short} of {n} service credentials were active on fewer than 21 days: a new source of theirs cannot be told from a usual one."
-    ]
+    return [f"{short} of {n} service credentials were active on fewer than 21 days: a new source says nothing."]
 
 
 def _no_asn(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[str]:
@@ -167,9 +166,7 @@ def _no_asn(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[s
             "No autonomous systems are known (load asn.csv before ingest): sources are compared by network only."
         )
     if rows and nets < rows:
-        found.append(
-            f"{100 * (rows - nets) / rows:.1f} % of the access contexts have no client address: their source is unknown."
-        )
+        found.append(f"{100 * (rows - nets) / rows:.1f} % of the access contexts have no client address.")
     return found
 
 
@@ -194,7 +191,8 @@ group by all order by all
 def _refused(con: "duckdb.DuckDBPyConnection", _first: date, _last: date) -> list[str]:
     """Refused records have no trusted time, so the whole archive is told."""
     rows = con.execute(
-        "select coalesce(format, 'unknown'), reason, count(*) from quarantine group by all order by 3 desc, 1, 2 limit ?",
+        "select coalesce(format, 'unknown'), reason, count(*) from quarantine "
+        "group by all order by 3 desc, 1, 2 limit ?",
         [MOST_LINES],
     ).fetchall()
     found = [

@@ -1,12 +1,12 @@
 """Case files of detections: rows of derived tables that a detection must, or must not, report.
 
-A case file is TOML: `detection`, `window_from`, `window_to`, optional `params`; `defaults` by table; `given` rows for all
-cases; and a list of `case`, each with a `name`, `given` (rows by table) and `expect` (rows that must be found, by the columns
-that they name; an empty list for a near miss).
+A case file is TOML: `detection`, `window_from`, `window_to`, optional `params`; `defaults` by table; `given` rows for
+all cases; and a list of `case`, each with a `name`, `given` (rows by table) and `expect` (rows that must be found, by
+the columns that they name; an empty list for a near miss).
 
-In a given row, ``days = ["2020-11-01", "2020-12-31"]`` stands for one row on each of these days (of `weekdays`, 1 for Monday,
-at each of `hours`), with `date`, `hour`, `first_ts` and `last_ts` filled in where the table has them;
-``at = "2021-01-05T02:10:00Z"`` for one row at that time; a list under ``each = {column = [...]}`` for one row per value;
+In a given row, ``days = ["2020-11-01", "2020-12-31"]`` stands for one row on each of these days (of `weekdays`, 1 for
+Monday, at each of `hours`), with `date`, `hour`, `first_ts` and `last_ts` filled in where the table has them;
+``at = "2021-01-05T02:10:00Z"`` for one row at that time; ``each = {column = [...]}`` for one row per value;
 ``null = [...]`` names columns whose default does not hold.
 """
 

@@ -14,7 +14,7 @@ _PLAIN = re.compile(r"[ -~]*")
 _UNSAFE_CATEGORIES = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 
 
-def plain(value: Any) -> str:
+def plain(value: Any) -> str:  # noqa: PLR0911 - one line per kind of value
     """A value as it may stand in a sentence: one line, no control or direction characters, of bounded length."""
     if value is None:
         return "unknown"
@@ -48,7 +48,7 @@ def iso(value: datetime) -> str:
     return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def literal(value: Any) -> str:
+def literal(value: Any) -> str:  # noqa: PLR0911 - one line per kind of value
     """A value as a DuckDB literal on one line.
 
     Quotes are doubled; characters that a terminal or an editor would act on (line ends, escapes, direction marks)

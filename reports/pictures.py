@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+_LEDGER = "Journal balance: messages delivered and retrieved"
 WIDTH = 1000  # px, of the whole picture
 LABEL_LENGTH = 40
 MAX_TENANTS = 25
@@ -79,16 +80,15 @@ def ledger(rows: pl.DataFrame) -> str:
     Returns:
         SVG; above the two series, below retrieved minus delivered.
     """
-    title = "Journal balance: messages delivered and retrieved"
     if rows.is_empty():
-        return _nothing(title, "No journal mailbox in this window.")
+        return _nothing(_LEDGER, "No journal mailbox in this window.")
     days = rows.group_by("date").agg(pl.col("delivered", "retrieved").sum()).sort("date")
     values = [
         {"t": _day(day), "t2": _day(day) + _DAY, "mid": _day(day) + _DAY // 2, "zero": 0,
          "delivered": delivered, "retrieved": retrieved, "balance": retrieved - delivered}
         for day, delivered, retrieved in days.select("date", "delivered", "retrieved").iter_rows()
     ]  # fmt: skip
-    return _draw(_ledger_chart(values, title), "ledger")
+    return _draw(_ledger_chart(values), "ledger")
 
 
 # --- what is drawn ---
@@ -105,8 +105,8 @@ def _lanes(cases: list[Mapping[str, Any]], event_times: Mapping[str, Sequence[An
         name = case.get("summary") or case.get("case_id") or "case"
         rank = f"#{case['rank']} " if case.get("rank") is not None else ""
         lanes.append(_bar(case, severity) | {"label": label(f"{rank}{name}"), "kind": "case", "dots": []})
-        for finding in sorted(findings, key=lambda f: (_time(f["first_seen"]), str(f.get("finding_id", "")))):
-            lanes.append(_lane(finding, _severity(finding.get("severity"), severity), event_times, indent=True))
+        by_time = sorted(findings, key=lambda f: (_time(f["first_seen"]), str(f.get("finding_id", ""))))
+        lanes.extend(_lane(f, _severity(f.get("severity"), severity), event_times, indent=True) for f in by_time)
     return lanes
 
 
@@ -191,22 +191,28 @@ def _timeline_chart(lanes: list[dict[str, Any]], left_out: int, span: tuple[int,
     colour = alt.Color(
         "severity:N", title="severity", sort=used, scale=alt.Scale(domain=used, range=colours), legend=_swatches()
     )
-    base = alt.Chart(_data(bars)).encode(y=y)
+    base = alt.Chart(alt.InlineData(bars)).encode(y=y)
     stripes = base.transform_filter("datum.kind == 'case'").mark_rect(color="#f2f2f2", x=-_LABELS, x2=_PLOT)
     case = base.transform_filter("datum.kind == 'case'").mark_bar(height=7).encode(x=x, x2="end:T", color=colour)
     rest = base.transform_filter("datum.kind != 'case'").mark_bar(height=14, opacity=0.75, cornerRadius=2)
-    events = alt.Chart(_data(dots)).mark_circle(size=20, color=_INK, opacity=0.9, stroke="white", strokeWidth=0.5)
+    events = alt.Chart(alt.InlineData(dots)).mark_circle(
+        size=20, color=_INK, opacity=0.9, stroke="white", strokeWidth=0.5
+    )
     names = [
         base.transform_filter(f"datum.kind {test} 'case'")
         .mark_text(align="left", x=-_LABELS + inset, fontSize=12, fontWeight=weight, color=_INK)
         .encode(text="label:N")
         for test, inset, weight in (("==", 4, "bold"), ("!=", 16, "normal"))
     ]
+    more = f"{left_out} more lanes are not drawn."
     note = "Bars run from the first to the last event of a finding; dots are evidence events."
-    more = [f"{left_out} more lanes are not drawn."] if left_out else []
     return alt.layer(
         stripes, case, rest.encode(x=x, x2="end:T", color=colour), events.encode(x=alt.X("t:T"), y=y), *names
-    ).properties(width=_PLOT, height=24 * len(lanes), title=_title("Timeline of cases and findings", [note, *more]))
+    ).properties(
+        width=_PLOT,
+        height=24 * len(lanes),
+        title=_title("Timeline of cases and findings", [note, *([more] if left_out else [])]),
+    )
 
 
 def _heat_chart(cells: list[dict[str, Any]], step: int, title: str) -> Any:
@@ -224,10 +230,10 @@ def _heat_chart(cells: list[dict[str, Any]], step: int, title: str) -> Any:
     blues = alt.Scale(type="symlog", domain=[few, max(many, few + 1)], range=_BLUES)
     legend = alt.Legend(labelExpr="format(datum.value, ',d')", gradientLength=240, values=_decades(few, many))
     colour = alt.Color("n:Q", title=f"events per {unit}", scale=blues, legend=legend)
-    heat = alt.Chart(_data(cells)).mark_rect(stroke="white", strokeWidth=0.5 if width > 4 else 0)
+    heat = alt.Chart(alt.InlineData(cells)).mark_rect(stroke="white", strokeWidth=0.5 if width > 4 else 0)
     marked = [cell | {"mark": "suspicious events"} for cell in cells if cell["suspicious"] > 0]
     names = (
-        alt.Chart(_data([{"lane": lane, "label": text} for lane, text in lanes]))
+        alt.Chart(alt.InlineData([{"lane": lane, "label": text} for lane, text in lanes]))
         .mark_text(align="right", x=-8, fontSize=12, color=_INK)
         .encode(y=y, text="label:N")
     )
@@ -244,13 +250,15 @@ def _marks(cells: list[dict[str, Any]], y: Any, width: float) -> Any:
     import altair as alt
 
     size = min(110.0, max(36.0, (min(width, 18) * 0.72) ** 2))
-    points = alt.Chart(_data(cells)).mark_point(shape="diamond", filled=True, size=size, stroke="white", opacity=1)
+    points = alt.Chart(alt.InlineData(cells)).mark_point(
+        shape="diamond", filled=True, size=size, stroke="white", opacity=1
+    )
     scale = alt.Scale(domain=["suspicious events"], range=[_ORANGE])
     colour = alt.Color("mark:N", title="cell with", scale=scale, legend=alt.Legend(symbolSize=110))
     return points.encode(x=alt.X("mid:T"), y=y, color=colour)
 
 
-def _ledger_chart(values: list[dict[str, Any]], title: str) -> Any:
+def _ledger_chart(values: list[dict[str, Any]]) -> Any:
     import altair as alt
 
     plot = WIDTH - 90
@@ -258,14 +266,15 @@ def _ledger_chart(values: list[dict[str, Any]], title: str) -> Any:
     scale = alt.Scale(type="utc", domain=[first, last], nice=False)
     series = alt.Scale(domain=["delivered", "retrieved"], range=["#a9c6de", _ORANGE])
     colour = alt.Color("series:N", title=None, scale=series, legend=_swatches(orient="top"))
-    base = alt.Chart(_data(values))
+    base = alt.Chart(alt.InlineData(values))
     edge = 1 if len(values) <= _MAX_COLUMNS else 0
     bare = alt.X("t:T", scale=scale, axis=_axis(first, last, days=True, labels=False, title=None))
     into = base.transform_calculate(series="'delivered'").mark_rect(stroke="white", strokeWidth=edge)
     out = base.transform_calculate(series="'retrieved'").mark_line(
         strokeWidth=2, point={"size": 34 if len(values) <= _MAX_COLUMNS else 8, "filled": True}, interpolate="linear"
     )
-    messages = alt.Y("delivered:Q", title="messages per day", axis=_counts(), scale=alt.Scale(zero=True))
+    counts = alt.Axis(format=",d", tickCount=6, tickMinStep=1, minExtent=48)
+    messages = alt.Y("delivered:Q", title="messages per day", axis=counts, scale=alt.Scale(zero=True))
     upper = alt.layer(
         into.encode(x=bare, x2="t2:T", y=messages, y2="zero:Q", color=colour),
         out.encode(x=alt.X("mid:T", scale=scale), y=alt.Y("retrieved:Q"), color=colour),
@@ -276,15 +285,15 @@ def _ledger_chart(values: list[dict[str, Any]], title: str) -> Any:
         .encode(
             x=bare.title(f"day (UTC), {_range(first, last - 1)}").axis(_axis(first, last, days=True)),
             x2="t2:T",
-            y=alt.Y("balance:Q", title=["retrieved −", "delivered"], axis=_counts(5)),
+            y=alt.Y("balance:Q", title=["retrieved −", "delivered"], axis=counts),
             y2="zero:Q",
             color=over,
         )
         .properties(width=plot, height=110)
     )
-    zero = alt.Chart(_data([{"zero": 0}])).mark_rule(color=_INK, strokeWidth=1).encode(y="zero:Q")
+    zero = alt.Chart(alt.InlineData([{"zero": 0}])).mark_rule(color=_INK, strokeWidth=1).encode(y="zero:Q")
     note = "A journaled message leaves once: above zero more was read than came in, below zero mail stayed or vanished."
-    return alt.vconcat(upper, lower + zero, spacing=14).properties(title=_title(title, [note]))
+    return alt.vconcat(upper, lower + zero, spacing=14).properties(title=_title(_LEDGER, [note]))
 
 
 def _decades(few: int, many: int) -> list[int]:
@@ -321,12 +330,6 @@ def _range(first: int, last: int) -> str:
     return days[0] if days[0] == days[1] else f"{days[0]} to {days[1]}"
 
 
-def _counts(ticks: int = 6) -> Any:
-    import altair as alt
-
-    return alt.Axis(format=",d", tickCount=ticks, tickMinStep=1, minExtent=48)
-
-
 def _title(text: str, notes: list[str]) -> Any:
     import altair as alt
 
@@ -336,14 +339,8 @@ def _title(text: str, notes: list[str]) -> Any:
 def _nothing(title: str, text: str) -> str:
     import altair as alt
 
-    chart = alt.Chart(_data([{"text": text}])).mark_text(align="left", x=0, fontSize=14, color=_SOFT)
+    chart = alt.Chart(alt.InlineData([{"text": text}])).mark_text(align="left", x=0, fontSize=14, color=_SOFT)
     return _draw(chart.encode(text="text:N").properties(width=_PLOT, height=40, title=_title(title, [])), "empty")
-
-
-def _data(values: list[dict[str, Any]]) -> Any:
-    import altair as alt
-
-    return alt.InlineData(values=values)
 
 
 def _draw(chart: Any, name: str) -> str:

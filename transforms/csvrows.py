@@ -29,8 +29,8 @@ def columns(
         column: where the record's text stands.
 
     Returns:
-        `records` with a String column ``c.<name>`` for each wanted name (an empty field is null) and a Boolean `bad_csv`:
-        the record does not have exactly `len(header)` fields. A bad record's columns are null. Rows and their order stay.
+        `records` with a String column ``c.<name>`` for each wanted name (an empty field is null) and a Boolean
+        `bad_csv`: the record does not have exactly `len(header)` fields; its columns are null. Rows and order stay.
     """
     names = list(dict.fromkeys(header if want is None else want))
     schema = dict(records.collect_schema())

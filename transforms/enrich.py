@@ -94,7 +94,9 @@ def _source_uids(ids: pl.Series, source: str) -> pl.Series:
     if (frame["id"].is_not_null() & frame["uid"].is_null()).any():
         other = frame.filter(pl.col("id").is_not_null() & pl.col("uid").is_null())["id"].unique().to_list()
         hashed = {i: hashlib.sha256(f"{source}\x00{i}".encode()).hexdigest()[:40] for i in other}
-        return frame.select(pl.coalesce("uid", pl.col("id").replace_strict(hashed, default=None, return_dtype=pl.String)))["uid"]
+        return frame.select(
+            pl.coalesce("uid", pl.col("id").replace_strict(hashed, default=None, return_dtype=pl.String))
+        )["uid"]
     return frame["uid"]
 
 

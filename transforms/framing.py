@@ -129,7 +129,13 @@ class Framer:
     """
 
     def __init__(
-        self, stream: BinaryIO, framing: Framing, *, block_bytes: int = BLOCK_BYTES, start: int = 0, wrapped: bool = False
+        self,
+        stream: BinaryIO,
+        framing: Framing,
+        *,
+        block_bytes: int = BLOCK_BYTES,
+        start: int = 0,
+        wrapped: bool = False,
     ) -> None:
         self._stream = stream
         self._framing = framing

@@ -87,7 +87,9 @@ def _sync(data: bytes, first: int) -> re.Pattern[bytes] | None:
     begin = data[first : first + 2000]
     two = re.match(rb'\{\s*("(?:[^"\\]|\\.){1,100}")\s*:\s*(?:' + _PLAIN + rb')\s*,\s*("(?:[^"\\]|\\.){1,100}")', begin)
     if two:
-        return re.compile(rb"\{\s*" + re.escape(two[1]) + rb"\s*:\s*(?:" + _PLAIN + rb")\s*,\s*" + re.escape(two[2]) + rb"\s*:")
+        return re.compile(
+            rb"\{\s*" + re.escape(two[1]) + rb"\s*:\s*(?:" + _PLAIN + rb")\s*,\s*" + re.escape(two[2]) + rb"\s*:"
+        )
     one = re.match(rb'\{\s*("(?:[^"\\]|\\.){1,100}")', begin)
     return re.compile(rb"\{\s*" + re.escape(one[1]) + rb"\s*:") if one else None
 

@@ -1,19 +1,25 @@
 """JSON records to a struct column of a declared shape, whatever the records hold.
 
 DuckDB's JSON reader does the work: it neither recurses nor fails on a value of another type than declared (an object
-where a text is declared stays as its JSON text), and it is faster than Polars' reader, which refuses the whole block for
-one bad row.
+where a text is declared stays as its JSON text), and it is faster than Polars' reader, which refuses the whole block
+for one bad row.
 """
 
 import json
 import logging
+import os
 import re
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+if TYPE_CHECKING:
+    import duckdb
+
 MAX_NESTING = 64
 _LOG = logging.getLogger(__name__)
+_LOCAL = threading.local()
 _NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_.$-]*")
 _SCALARS: dict[Any, str] = {pl.String: "VARCHAR", pl.Int64: "BIGINT", pl.Float64: "DOUBLE", pl.Boolean: "BOOLEAN"}
 _OPENING = r"[\[{]"
@@ -32,11 +38,11 @@ def decode(records: pl.LazyFrame, schema: pl.Struct, column: str = "raw") -> pl.
 
     Returns:
         `records` with `j` (the struct; a field that is missing or does not fit its type is null) and the Boolean
-        `bad_json` (no JSON object, nested deeper than 64, or null; `j` is null). Rows and their order stay. Of a key that
-        occurs twice, the first counts. Where the first level of `schema` has a List or a Struct, the record may also hold
-        it as JSON text in a string; one object counts as a list of one; any other value becomes a list of one whose field
-        `Value` is that text. Half a surrogate pair and control characters in strings are tolerated: the former becomes
-        U+FFFD.
+        `bad_json` (no JSON object, nested deeper than 64, or null; `j` is null). Rows and their order stay. Of a key
+        that occurs twice, the first counts. Where the first level of `schema` has a List or a Struct, the record may
+        also hold it as JSON text in a string; one object counts as a list of one; any other value becomes a list of
+        one whose field `Value` is that text. Half a surrogate pair and control characters in strings are tolerated:
+        the former becomes U+FFFD.
     """
     out = dict(records.collect_schema()) | {"j": schema, "bad_json": pl.Boolean()}
     return records.map_batches(
@@ -70,8 +76,8 @@ def _decode(text: pl.Series, schema: pl.Struct) -> pl.DataFrame:
 def _too_deep(text: pl.Series) -> pl.Series:
     """Which texts nest deeper than allowed; never deeper than that for all others.
 
-    No value is nested deeper than its opening brackets less those that follow a sibling (``},{``): cheap to count, and it
-    clears all but the odd record, which is then looked at bracket by bracket.
+    No value is nested deeper than its opening brackets less those that follow a sibling (``},{``): cheap to count, and
+    it clears all but the odd record, which is then looked at bracket by bracket.
     """
     suspect = (text.str.count_matches(_OPENING) > MAX_NESTING).fill_null(value=False)
     if suspect.any():
@@ -113,27 +119,37 @@ def _run(text: pl.Series, schema: pl.Struct, *, lenient: bool) -> pl.DataFrame:
     if not len(text):
         return pl.DataFrame(schema={"j": schema, "bad_json": pl.Boolean})
     query = _lenient_query(schema) if lenient else f"select json_transform(t, '{_shape(schema)}') as j from texts"
-    # Only the fixed query text above runs; the connection could neither read nor write a file.
-    with duckdb.connect(":memory:", config={"enable_external_access": "false", "temp_directory": ""}) as connection:
-        connection.register("texts", text.to_frame("t").to_arrow())
-        try:
-            found = connection.sql(query).to_arrow_table()
-            bad = text.is_null()
-        except duckdb.Error:
-            bad = ~_column(connection.sql("select coalesce(json_valid(t), false) as v from texts").to_arrow_table())
-            repaired = [repair(value) if value is not None else None for value in text.filter(bad)]
-            text = text.scatter(bad.arg_true(), pl.Series(repaired, dtype=pl.String))
-            bad = text.is_null()
-            connection.register("texts", text.to_frame("t").to_arrow())
-            found = connection.sql(query).to_arrow_table()
-    decoded = _column(found)
-    return pl.DataFrame({"j": decoded if decoded.dtype == schema else decoded.cast(schema), "bad_json": bad})
+    try:
+        found, bad = _query(query, text), text.is_null()
+    except duckdb.Error:
+        bad = ~_query("select coalesce(json_valid(t), false) as v from texts", text)
+        repaired = [repair(value) if value is not None else None for value in text.filter(bad)]
+        text = text.scatter(bad.arg_true(), pl.Series(repaired, dtype=pl.String))
+        found, bad = _query(query, text), text.is_null()
+    return pl.DataFrame({"j": found if found.dtype == schema else found.cast(schema), "bad_json": bad})
 
 
-def _column(table: Any) -> pl.Series:
-    frame = pl.from_arrow(table)
+def _query(query: str, text: pl.Series) -> pl.Series:
+    """The one column that a query of ours gives over the table `texts` (column `t`)."""
+    connection = _connection()
+    connection.register("texts", text.to_frame("t").to_arrow())
+    try:
+        frame = pl.from_arrow(connection.sql(query).to_arrow_table())
+    finally:
+        connection.unregister("texts")
     assert isinstance(frame, pl.DataFrame)
     return frame.to_series()
+
+
+def _connection() -> "duckdb.DuckDBPyConnection":
+    """A connection of this thread and process (opening one takes 30 ms); it can neither read nor write a file."""
+    import duckdb
+
+    if getattr(_LOCAL, "process", None) != os.getpid():
+        _LOCAL.connection = duckdb.connect(":memory:", config={"enable_external_access": "false", "temp_directory": ""})
+        _LOCAL.process = os.getpid()
+    connection: duckdb.DuckDBPyConnection = _LOCAL.connection
+    return connection
 
 
 def repair(text: str) -> str | None:

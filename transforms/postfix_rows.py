@@ -27,9 +27,9 @@ _ACTION = (
 )
 _STAGE = rf"^([a-z_-]+): ([A-Z][A-Z-]*) from {_PEER}: (.*)$"
 # warning: header Subject: hello from unknown[192.0.2.1]; from=<a@b> to=<c@d> proto=ESMTP helo=<X>: reply
-_CONTENT = rf"^([a-z_-]+): ((?:\w+ )?(?:header|body) .*) from {_PEER}(; .*)$"
+_CONTENT = rf"^([a-z_-]+): ((?:\w+ )?(?:header|body) .*) from (?:local|{_PEER})(; .*)$"
 _TRAILER = (
-    r"^(.*?); (?:from=<(.*?)>,? )?(?:to=<(.*?)>,? )?proto=[A-Z]+"
+    r"^(.*?); (?:from=<(.*?)>(?:,? |$))?(?:to=<(.*?)>(?:,? |$))?(?:proto=[A-Z]+)?"
     r"(?:,? helo=<(.*?)>)?(?:,? sasl_username=<(.*?)>)?(?:: (.*))?$"
 )
 _SUBJECT = r"^(?:\w+ )?header (?i:Subject): (.*)$"
@@ -152,11 +152,13 @@ def _actions(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     clear = pl.col("body").str.count_matches(r"; (?:from=<|to=<|proto=)") == 1
     content = pl.col("c_action").is_not_null()
     event = pl.col("action").str.strip_prefix("milter-")
-    said = pl.when(content).then(pl.coalesce("reply", "stage")).otherwise(pl.coalesce("text", "tail"))
+    whole = pl.when(content).then("stage").otherwise("tail")
+    said = pl.when(clear & content).then("reply").when(clear).then("text")
     rows = rows.with_columns(
         *(pl.when(clear).then(name).alias(name) for name in ("mail_from", "rcpt", "helo", "sasl_username")),
-        *(pl.when(clear | ~content).then(name).alias(name) for name in ("src_host", "src_ip_raw")),
-        status_text=said,
+        src_host=pl.when((clear | ~content) & (pl.col("src_host") != "")).then("src_host"),
+        src_ip_raw=pl.when(clear | ~content).then("src_ip_raw"),
+        status_text=pl.coalesce(said, whole),
         subject=pl.when(clear & content).then(pl.col("stage").str.extract(_SUBJECT)),
         event=event.replace_strict({"reject": "reject", "hold": "hold"}, default="other", return_dtype=pl.String),
         session_id="pid",

@@ -26,9 +26,9 @@ WEB_SOURCES = (_BACK_END, _FRONT_END, _WEB_SERVER)  # those that requests_once l
 def with_login(access: pl.LazyFrame) -> pl.LazyFrame:
     """Gives POP3 and IMAP sessions without a client address that of their login.
 
-    A session belongs to the login with the same protocol, host and session id; where there is none, to the latest
-    successful login of its principal on that host in the 24 hours before it. A session that has an address, or no
-    login, stays as it is.
+    A session belongs to the login of the same user with the same protocol, host and session id; where there is none,
+    to the latest successful login of its user on that host in the 24 hours before it. A session that has an address,
+    or no login, stays as it is.
 
     Args:
         access: rows of access_events; sessions whose login lies before midnight need the day before as well.
@@ -38,14 +38,16 @@ def with_login(access: pl.LazyFrame) -> pl.LazyFrame:
     """
     columns = access.collect_schema().names()
     protocol = pl.col("protocol").is_in(_SESSION_PROTOCOLS)
-    lacking = ((pl.col("action") == "session") & protocol & pl.col("src_ip").is_null()).fill_null(False)
+    lacking = ((pl.col("action") == "session") & protocol & pl.col("src_ip").is_null()).fill_null(value=False)
     login = (pl.col("action") == "auth") & (pl.col("outcome") == "success") & protocol & pl.col("src_ip").is_not_null()
     # Two logins in the same instant: the later by identity, so that the order of the files plays no part.
     logins = access.filter(login).with_columns(pl.col("host").fill_null("")).sort("ts", "event_uid")
     sessions = access.filter(lacking).with_columns(pl.col("host").fill_null("").alias("_host")).sort("ts")
     sessions = _latest_login(sessions, logins, "session_id", "_session_")
     sessions = _latest_login(sessions, logins, "principal_id", "_principal_")
-    by_session = pl.col("_session_src_ip").is_not_null()
+    # A process id may stand for the session: the next day another user's session has it again.
+    same_user = (pl.col("_session_user") == pl.col("principal_id")).fill_null(value=True)
+    by_session = pl.col("_session_src_ip").is_not_null() & same_user
     filled = sessions.with_columns(
         pl.coalesce(pl.when(by_session).then(f"_session_{name}").otherwise(f"_principal_{name}"), name).alias(name)
         for name in _SOURCE_FIELDS
@@ -56,6 +58,7 @@ def with_login(access: pl.LazyFrame) -> pl.LazyFrame:
 def _latest_login(sessions: pl.LazyFrame, logins: pl.LazyFrame, key: str, prefix: str) -> pl.LazyFrame:
     """Adds the fields of the latest login before each session that has the same protocol, host and `key`."""
     fields = [pl.col(name).alias(prefix + name) for name in _SOURCE_FIELDS]
+    fields.append(pl.col("principal_id").alias(f"{prefix}user"))
     return sessions.join_asof(
         logins.filter(pl.col(key).is_not_null()).select("ts", "protocol", "host", key, *fields),
         on="ts",

@@ -25,8 +25,9 @@ from transforms.syslog_time import (
     time_trouble,
 )
 
-__all__ = ["UNTAGGED", "count_years", "envelope", "plan_year", "sniff", "time_trouble", "unrepeat"]
+__all__ = ["LONGEST", "UNTAGGED", "count_years", "envelope", "plan_year", "refusal", "sniff", "unrepeat"]
 
+LONGEST = 32 << 10  # bytes of a message; syslog daemons cut at 8 KiB
 UNTAGGED = ""  # program of a syslog line that names none
 
 _STAMP = re.compile(STAMP)
@@ -84,6 +85,13 @@ def envelope(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
         .hstack([ts.alias("ts"), basis.alias("ts_basis")])
     )
     return whole.select(list(SYSLOG_SCHEMA)).lazy()
+
+
+def refusal(ctx: Context) -> pl.Expr:
+    """Reason why an enveloped line is not to be parsed; null for the others."""
+    long = pl.col("message").str.len_bytes() > LONGEST
+    undated = pl.when(pl.col("ts").is_null()).then(time_trouble(ctx))
+    return undated.when(long).then(pl.lit("syslog: message is longer than 32 KiB"))
 
 
 def unrepeat(frame: pl.DataFrame) -> pl.DataFrame:

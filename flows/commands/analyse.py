@@ -120,7 +120,7 @@ def demo(
 ) -> None:
     """Make a small incident, ingest its logs, hunt, write the report, and hold what was found against what was planted."""
     from flows.commands.render import show_demo
-    from flows.pipeline.demo import run_demo
+    from flows.commands.demo import run_demo
 
     with progress() as tell:
         answer = run_demo(out, seed=seed, tenants=tenants, days=days, clobber=clobber, tell=tell)

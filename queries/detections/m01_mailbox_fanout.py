@@ -9,7 +9,7 @@ severity = "high"
 tables = ["edge_days", "mailboxes", "tenants"]
 needs = ["edge_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
-explanation = "{actor_id} opened {n_mailboxes} mailboxes of others in tenant {tenant_id} (at most {most_a_day} on one day, {n_days} day(s) from {first_seen}), with {n_ops} operations on {n_items} items, from {source_networks}. Normal: {normal}."
+explanation = "{actor_id} opened {n_mailboxes} mailboxes of others, {most_a_day} on a day. {details} Normal: {normal}."
 false_positives = [
   "a backup, archiving, migration or eDiscovery product that begins its work",
   "an administrator who sets permissions on many mailboxes",
@@ -91,8 +91,8 @@ src_net = "evidence_networks"
 
 The count of distinct mailboxes of an actor and day is judged by the negative binomial with shrunk, inflated dispersion
 and Benjamini and Hochberg's procedure (`queries.statistics`, with sources), and must be a multiple of the actor's own
-highest percentile. A network that an actor of long standing uses for the first time has a series of its own, which begins
-at zero: a thief hides behind a backup product's thousands otherwise.
+highest percentile. A network that an actor of long standing uses for the first time has a series of its own, which
+begins at zero: a thief hides behind a backup product's thousands otherwise.
 """
 
 from collections.abc import Mapping
@@ -164,7 +164,8 @@ select b.burst, min(e.first_ts) as first_seen, max(e.last_ts) as last_seen, list
     bool_or(t.onboarded_at > b.first_day - interval 30 day) as is_new_tenant
 from bursts as b
 join edge_days as e
-    on coalesce(e.tenant_id, '') = b.tenant_key and e.actor_id = b.actor_id and e.date between b.first_day and b.last_day
+    on coalesce(e.tenant_id, '') = b.tenant_key and e.actor_id = b.actor_id
+    and e.date between b.first_day and b.last_day
     and coalesce(e.logon_type, '') <> 'owner' and (b.source = '' or e.src_net = b.source)
 left join mailboxes as m on lower(m.mailbox_id) = e.mailbox_id
 left join tenants as t on t.tenant_id = e.tenant_id
@@ -229,7 +230,7 @@ def _bursts(
     n_tests = np.zeros(n_days, int)
     per_day = counts.group_by("day").len()
     n_tests[per_day["day"].to_numpy()] = per_day["len"].to_numpy()
-    judged = _judge(panel, watched, n_tests, _weekday_factors(counts, first, n_days), first, begin, params)
+    judged = _judge(panel, watched, (n_tests, _weekday_factors(counts, first, n_days)), (first, begin), params)
     return _runs(judged, panel, watched, first, params)
 
 
@@ -248,10 +249,25 @@ def _weekday_factors(counts: pl.DataFrame, first: date, n_days: int) -> "NDArray
 
 
 def _judge(
-    panel: "NDArray[np.float64]", watched: pl.DataFrame, n_tests: "NDArray[np.int_]", factors: "NDArray[np.float64]",
-    first: date, begin: date, params: Mapping[str, Any],
-) -> "NDArray[np.bool_]":  # fmt: skip
-    """Which days of the window are bursts: same shape as the panel of counts (actors, days)."""
+    panel: "NDArray[np.float64]",
+    watched: pl.DataFrame,
+    by_day: tuple["NDArray[np.int_]", "NDArray[np.float64]"],
+    days: tuple[date, date],
+    params: Mapping[str, Any],
+) -> "NDArray[np.bool_]":
+    """Which days are bursts.
+
+    Args:
+        panel: distinct mailboxes, shape (actors, days).
+        watched: one row per actor of the panel: first_day (offset), tenant_first, pooled dispersion.
+        by_day: number of actors tested and weekday factor, each of shape (days,).
+        days: first day of the panel, and first day to judge.
+        params: of the detection.
+
+    Returns:
+        shape of the panel; true on days from the second of `days` on that are bursts.
+    """
+    (n_tests, factors), (first, begin) = by_day, days
     n_actors, n_days = panel.shape
     judged = np.zeros(panel.shape, bool)
     flat = panel / factors
@@ -283,7 +299,7 @@ def _judge(
 
 
 def _high(panel: "NDArray[np.float64]", day: int, reach: int) -> "NDArray[np.float64]":
-    """Highest count near the 99th percentile of each actor's days before `day`; on up to 100 days that is the maximum."""
+    """Highest count near the 99th percentile of each actor's days before `day`: the maximum of up to 100 days."""
     before = panel[:, max(0, day - reach) : day]
     if before.shape[1] == 0:
         return np.zeros(panel.shape[0])
@@ -297,7 +313,7 @@ def _runs(
     first: date,
     params: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Burst days merged to runs; days after the first count by what was usual before the run, which it does not change."""
+    """Burst days merged to runs; later days count by what was usual before the run, which it does not change."""
     runs = []
     for row in np.flatnonzero(judged.any(axis=1)):
         who = watched.row(int(row), named=True)
@@ -374,6 +390,7 @@ def _described(
         impact.alias("impact"),
         pl.when(pl.col("tenant_key") == "").then(None).otherwise("tenant_key").alias("tenant_id"),
         pl.concat_list("actor_id").alias("principal_ids"),
+        pl.format("In all {} operations on {} items, on {} day(s).", "n_ops", "n_items", "n_days").alias("details"),
         pl.when(pl.col("source") == "").then(None).otherwise(pl.concat_list("source")).alias("evidence_networks"),
     )
     return found.drop("burst", "tenant_key").sort("first_seen", "tenant_id", "actor_id", "source")

@@ -47,7 +47,8 @@ def world(tenant: str = HOSTILE, principal: str = "sp'--") -> duckdb.DuckDBPyCon
 
 def event(place: int, ts: datetime, tenant: str, principal: str) -> dict[str, Any]:
     return {
-        "event_uid": f"{place:040x}", "date": ts.date(), "ts": ts, "ts_raw": "", "ts_basis": "utc", "source": "exchange_ews",
+        "event_uid": f"{place:040x}", "date": ts.date(), "ts": ts, "ts_raw": "", "ts_basis": "utc",
+        "source": "exchange_ews",
         "tenant_id": tenant, "tenant_basis": "record", "protocol": "ews", "action": "get_item", "outcome": "success",
         "principal_id": principal, "credential_id": "aa11", "src_ip": "203.0.113.7", "src_net": "203.0.113.0/24",
         "agg_level": "event", "evidence_id": "0" * 64, "record_no": place, "byte_offset": 0, "byte_length": 1,
@@ -69,7 +70,8 @@ def test_json_has_exactly_the_documented_shape() -> None:
     assert document["window"] == {"from": "2021-01-01T00:00:00Z", "to": "2021-01-31T00:00:00Z"}
     (case,) = document["cases"]
     assert set(case) == {
-        "case_id", "rank", "score", "severity", "families", "tactics", "summary", "first_seen", "last_seen", "entities", "findings",
+        "case_id", "rank", "score", "severity", "families", "tactics", "summary", "first_seen", "last_seen", "entities",
+        "findings",
     }  # fmt: skip
     assert case["entities"]["source_ips"] == ["203.0.113.7"]
     assert set(case["entities"]) == {
@@ -212,6 +214,13 @@ def test_unsound_front_matter_is_refused_with_its_place(tmp_path: Path, old: str
     assert words in refused.value.fact
 
 
+def test_a_detection_is_found_by_its_id() -> None:
+    assert catalogue.find("t01").path.name == "t01_new_source_network.sql"
+    assert catalogue.find("T01").techniques == ("T1078.004", "T1199")
+    with pytest.raises(UsageError, match="no detection T77"):
+        catalogue.find("T77")
+
+
 def test_runbook_steps_name_a_column_and_a_time() -> None:
     columns = {
         column.name
@@ -257,13 +266,17 @@ def make(name: str, day: int, **entities: Any) -> Finding:
     keys = ("tenant_ids", "credential_ids", "principal_ids", "app_ids", "source_ips", "source_networks", "mailboxes")
     ts = datetime(2021, 1, 1, tzinfo=UTC) + timedelta(days=day)
     return Finding(
-        finding_id=identity(name, [day]), detection=name, title=name, family="tenant_connection", severity="high", score=70.0,
+        finding_id=identity(name, [day]), detection=name, title=name, family="tenant_connection", severity="high",
+        score=70.0,
         first_seen=ts, last_seen=ts, explanation="", entities={key: tuple(entities.get(key, ())) for key in keys},
         tactics=("initial-access",), techniques=(), evidence=Evidence("access_events", (), 0), sql="", facts=facts,
     )  # fmt: skip
 
 
 STRANGE = {"source_networks": ["203.0.113.0/24"]}
+SITE = {"source_networks": ["10.0.0.0/24"]}
+SHARED = Surroundings(shared=frozenset({("credential", "k")}))
+LONG_AGO = [date(2020, 6, 1)] * 3
 
 
 @pytest.mark.parametrize(
@@ -271,17 +284,17 @@ STRANGE = {"source_networks": ["203.0.113.0/24"]}
     [
         ({**STRANGE, "tenant_ids": ["a"]}, {**STRANGE, "tenant_ids": ["b"]}, Surroundings(), True),
         (STRANGE, STRANGE, Surroundings(declared=frozenset(STRANGE["source_networks"])), False),
-        ({"source_networks": ["10.0.0.0/24"], "tenant_ids": ["a"]}, {"source_networks": ["10.0.0.0/24"], "tenant_ids": ["b"]}, Surroundings(), False),
+        ({**SITE, "tenant_ids": ["a"]}, {**SITE, "tenant_ids": ["b"]}, Surroundings(), False),
         ({"tenant_ids": ["a"]}, {"tenant_ids": ["a"]}, Surroundings(), False),
         ({"credential_ids": ["k"]}, {"credential_ids": ["k"]}, Surroundings(), True),
-        ({"credential_ids": ["k"]}, {"credential_ids": ["k"]}, Surroundings(shared=frozenset({("credential", "k")})), False),
+        ({"credential_ids": ["k"]}, {"credential_ids": ["k"]}, SHARED, False),
         (
             {"credential_ids": ["k"], **STRANGE}, {"credential_ids": ["k"], "source_networks": ["198.51.100.0/24"]},
-            Surroundings(shared=frozenset({("credential", "k")})), True,
+            SHARED, True,
         ),
-        (STRANGE, STRANGE, Surroundings(n_tenants=40, arrivals={("net", "203.0.113.0/24"): [date(2020, 6, 1)] * 3}), False),
+        (STRANGE, STRANGE, Surroundings(n_tenants=40, arrivals={("net", "203.0.113.0/24"): LONG_AGO}), False),
         ({"client_fps": ["f"]}, {"client_fps": ["f"]}, Surroundings(), True),
-        ({"client_fps": ["f"]}, {"client_fps": ["f"]}, Surroundings(arrivals={("client", "f"): [date(2020, 6, 1)]}), False),
+        ({"client_fps": ["f"]}, {"client_fps": ["f"]}, Surroundings(arrivals={("client", "f"): LONG_AGO}), False),
     ],
 )  # fmt: skip
 def test_linking(one: dict[str, Any], other: dict[str, Any], around: Surroundings, *, together: bool) -> None:

@@ -311,13 +311,15 @@ def test_a_session_takes_the_address_of_its_login() -> None:
         login(ts=at(9, 50), outcome="failure", src_ip="198.51.100.1", src_net="198.51.100.0/24"),
         session(ts=at(9, 55), retr_count=6, session_id="unknown"),
         session(ts=at(9, 56), retr_count=7, protocol="imap"),
+        login(ts=at(9, 57), principal_id="other@a.example", session_id="pid:18", src_ip="198.51.100.2"),
+        session(ts=at(9, 58), retr_count=8, session_id="pid:18"),  # the process id of another user's session
     )
     filled = with_login(rows).collect()
     assert filled.columns == rows.collect_schema().names()
-    assert filled.height == 10
+    assert filled.height == 12
     sources = dict(filled.filter(action="session").select("retr_count", "src_ip").iter_rows())
     assert sources == {
-        1: "192.0.2.7", 2: "203.0.113.9", 3: None, 4: "192.0.2.8", 5: None, 6: "203.0.113.9", 7: None
+        1: "192.0.2.7", 2: "203.0.113.9", 3: None, 4: "192.0.2.8", 5: None, 6: "203.0.113.9", 7: None, 8: "203.0.113.9"
     }  # fmt: skip
     second = filled.row(by_predicate=pl.col("retr_count") == 2, named=True)
     assert (second["src_net"], second["client_fp"]) == (attacker["src_net"], attacker["client_fp"])

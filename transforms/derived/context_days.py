@@ -70,7 +70,7 @@ def in_detail(access: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame]) -> pl.La
         pl.col("_principal_named"),
         pl.col("principal_id").str.contains(_patterns(tables)),
     ]
-    detail = pl.any_horizontal(flag.fill_null(False) for flag in known)
+    detail = pl.any_horizontal(flag.fill_null(value=False) for flag in known)
     return found.with_columns(detail.alias("detail")).drop("_credential_named", "_principal_named")
 
 
@@ -104,4 +104,4 @@ def _patterns(tables: Mapping[str, pl.LazyFrame]) -> str:
 
 def _flagged(names: pl.LazyFrame, flag: str) -> pl.LazyFrame:
     lower = names.select(pl.all().str.to_lowercase()).drop_nulls().unique()
-    return lower.with_columns(pl.lit(True).alias(flag))
+    return lower.with_columns(pl.lit(value=True).alias(flag))

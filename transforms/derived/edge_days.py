@@ -73,17 +73,19 @@ def is_foreign() -> pl.Expr:
         application,
         ~owner,
         _differ(principal, acted_as),
-        other_mailbox & (both_full | ~owner.fill_null(False)),
+        other_mailbox & (both_full | ~owner.fill_null(value=False)),
         unknown,
     ]
-    return pl.any_horizontal(reason.fill_null(False) for reason in reasons)
+    return pl.any_horizontal(reason.fill_null(value=False) for reason in reasons)
 
 
 def _plainly_own() -> pl.Expr:
     """The usual case of `not is_foreign()`, told without taking names apart."""
     same = (pl.col("principal_id") == pl.col("mailbox_id")) & (pl.col("logon_type").fill_null("owner") == "owner")
     as_self = pl.col("effective_user").is_null() | (pl.col("effective_user") == pl.col("principal_id"))
-    return (same & as_self & ~pl.col("principal_type").is_in(APPLICATIONS).fill_null(False)).fill_null(False)
+    return (same & as_self & ~pl.col("principal_type").is_in(APPLICATIONS).fill_null(value=False)).fill_null(
+        value=False
+    )
 
 
 def _differ(one: pl.Expr, other: pl.Expr) -> pl.Expr:
@@ -94,7 +96,7 @@ def _differ(one: pl.Expr, other: pl.Expr) -> pl.Expr:
     local = [name.str.extract("^([^@]*)") for name in names]
     return (
         pl.when(one == other)
-        .then(False)
+        .then(statement=False)
         .when(one.str.contains(_OPAQUE) | other.str.contains(_OPAQUE))
         .then(None)
         .when(full[0] & full[1])

@@ -42,7 +42,7 @@ def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
     delivered = _with_sizes(_counted_once(_deliveries(mail, watched, readers), day), mail)
     rows = pl.concat([_incoming(delivered), _outgoing(_sessions(with_login(pop3), day))], how="diagonal")
     rows = _with_tenant(rows.join(declared, on="mailbox_id", how="left"), table(tables, "mailboxes"))
-    rows = rows.with_columns(pl.lit(day).alias("date"), pl.col("is_journal").fill_null(False))
+    rows = rows.with_columns(pl.lit(day).alias("date"), pl.col("is_journal").fill_null(value=False))
     states = rows.group_by(KEY).agg(
         *(
             count(column).sum().alias(column)
@@ -79,7 +79,7 @@ def _declared(tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
         ]
     )
     lower = names.select(pl.col("mailbox_id").str.to_lowercase()).drop_nulls().unique()
-    return lower.with_columns(pl.lit(True).alias("is_journal"))
+    return lower.with_columns(pl.lit(value=True).alias("is_journal"))
 
 
 def _deliveries(mail: pl.LazyFrame, watched: pl.LazyFrame, readers: pl.LazyFrame) -> pl.LazyFrame:
@@ -117,7 +117,7 @@ def _counted_once(lines: pl.LazyFrame, day: date) -> pl.LazyFrame:
     lines = lines.with_columns(pl.col("ts").dt.truncate("1h").alias("hour"))
     postfix = lines.filter(pl.col("source") == "postfix")
     hours = postfix.select("mailbox_id", "hour").unique()
-    times = postfix.select("mailbox_id", "ts", pl.lit(True).alias("_near")).unique().sort("ts")
+    times = postfix.select("mailbox_id", "ts", pl.lit(value=True).alias("_near")).unique().sort("ts")
     rest = (
         lines.filter(pl.col("source") != "postfix")
         .join(hours, on=["mailbox_id", "hour"], how="anti")

@@ -18,7 +18,7 @@ service (each connection, with its number of attempts). Passwords that Dovecot w
 import polars as pl
 
 from transforms.model import IGNORED, QUARANTINED, Context, Format
-from transforms.syslog import time_trouble, unrepeat
+from transforms.syslog import refusal, unrepeat
 
 _ROW = (
     "record_no",
@@ -36,7 +36,7 @@ _LEVEL = r"(?:(?:Info|Warning|Error|Fatal|Panic): )?"
 # Info: imap(user@example.net)<18><PeYc>: Info: Disconnected ...
 _HEAD = rf"^(?:dovecot: )?{_LEVEL}([A-Za-z0-9_-]+)(?:\((.*?)\))?(?:<([^<>]*)>)?(?:<([^<>]*)>)?: {_LEVEL}(.*)$"
 # ... in 30 secs): user=<hess@example.net>, method=PLAIN, rip=192.0.2.1, lip=..., TLS: Connection closed, session=<oEOp>
-_LOGIN = r"^(.*?)(?:: |, )?(?:user=<(.*)>, ?)?((?:[^<>]*, )?rip=[^<>]*)$"
+_LOGIN = r"^(.*?): (?:user=<(.*)>, )?((?:[A-Za-z_]+=[^<>, ]*, )*rip=[^<>]*)$"
 _SESSION = r"^(.*), session=<([^<>]*)>$"
 _ATTEMPTS = r"auth failed, (\d{1,9}) attempts?"
 # conn unix:auth-worker (pid=14830,uid=109): auth-worker<6>: pam(user@example.net,192.0.2.1,<PeYc>): unknown user
@@ -52,7 +52,10 @@ _POP3_BEGUN = r"\b(?:top=\d|retr=\d|del=\d|size=\d)"
 _IMAP = r"^(.*?) (?:in=(\d{1,15}) out=(\d{1,15})|bytes=(\d{1,15})/(\d{1,15}))(.*)$"
 _IMAP_BEGUN = r" (?:in=\d|bytes=\d)"
 # sieve: msgid=<1411372801@raptor.example>: stored mail into mailbox 'INBOX'
-_MAIL = r"\bmsgid=(.*): (saved mail to|stored mail into mailbox|forwarded to|save failed to|failed to store into mailbox) (.*)$"
+_MAIL = (
+    r"\bmsgid=(.*): (saved mail to|stored mail into mailbox|forwarded to|save failed to|failed to store into mailbox)"
+    r" (.*)$"
+)
 _PASSWORDS = ["PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "APOP", "NTLM", "RPA", "SKEY", "SCRAM-SHA-1", "SCRAM-SHA-256"]
 _PROTOCOLS = {"pop3": "pop3", "imap": "imap", "submission": "smtp", "pop3-login": "pop3", "imap-login": "imap"}
 _PROTOCOLS |= {"submission-login": "smtp", "auth": "directory", "auth-worker": "directory"}
@@ -68,7 +71,19 @@ def parse(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
         records: SYSLOG_SCHEMA.
         ctx: for the reason why a time was not read.
     """
-    frame = unrepeat(records.drop("raw", strict=False).collect())
+    frame = records.drop("raw", strict=False).collect()
+    refused = frame.select(refusal(ctx)).to_series()
+    whole = _heads(unrepeat(frame.filter(refused.is_null())))
+    kinds = whole.select(_kind()).to_series()
+    readers = (_ignored, _logins, _attempts, _summaries, _imap_summaries, _deliveries, _damaged)
+    parts = [read(whole.lazy().filter(kinds == at)) for at, read in enumerate(readers) if (kinds == at).any()]
+    bad = frame.lazy().with_columns(op_raw=pl.lit(None, pl.String), source=pl.lit("dovecot"), reason=refused)
+    bad = bad.with_columns(disposition=pl.lit(QUARANTINED)).filter(pl.col("reason").is_not_null())
+    return pl.concat([*parts, bad.select(*_ROW, "reason")], how="diagonal")
+
+
+def _heads(frame: pl.DataFrame) -> pl.DataFrame:
+    """Cut `service(inner)<worker><session>: body`; op_raw is the service, inner mostly the user."""
     names = ("service", "inner", "tag1", "tag2", "body")
     named = pl.col("program").str.starts_with("dovecot")
     text = pl.when(named).then("message").otherwise(pl.concat_str("program", pl.lit(": "), "message"))
@@ -81,13 +96,7 @@ def parse(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
         worker=pl.when(numbered).then("tag1"),
         session=pl.when(numbered).then("tag2").otherwise(pl.coalesce("tag2", "tag1")),
     )
-    whole = lines.drop("program", "message", "text", *names[:1], *names[2:4]).collect()
-    kinds = whole.select(_kind()).to_series()
-    readers = (_ignored, _logins, _attempts, _summaries, _imap_summaries, _deliveries, _damaged)
-    parts = [read(whole.lazy().filter(kinds == at)) for at, read in enumerate(readers) if (kinds == at).any()]
-    undated = whole.lazy().filter(kinds == len(readers))
-    parts.append(undated.with_columns(disposition=pl.lit(QUARANTINED)).select(*_ROW, reason=time_trouble(ctx)))
-    return pl.concat(parts, how="diagonal")
+    return lines.drop("program", "message", "text", "service", "tag1", "tag2").collect()
 
 
 def _kind() -> pl.Expr:
@@ -105,8 +114,7 @@ def _kind() -> pl.Expr:
         r": (?:saved mail|stored mail|forwarded to|save failed|failed to store)"
     )
     kind = (
-        pl.when(pl.col("ts").is_null()).then(7)
-        .when(login & known & body.contains("rip=", literal=True)).then(1)
+        pl.when(login & known & body.contains("rip=", literal=True)).then(1)
         .when(login & known).then(6)
         .when(auth).then(2)
         .when(pop3 & body.contains(_POP3)).then(3)
@@ -142,7 +150,7 @@ def _access(rows: pl.LazyFrame, *names: str) -> pl.LazyFrame:
 
 
 def _logins(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Read what the login services say: `Login: user=<...>, ...` and `Disconnected (auth failed, ...): user=<...>, ...`."""
+    """Read `Login: user=<...>, ...` and `Disconnected (auth failed, 2 attempts): user=<...>, ...` of login services."""
     rows = _groups(rows, pl.col("body"), _SESSION, "front", "session_named")
     rows = _groups(rows, pl.coalesce("front", "body"), _LOGIN, "said", "user", "fields")
     fields, said = pl.col("fields").str, pl.col("said").str
@@ -162,17 +170,16 @@ def _logins(rows: pl.LazyFrame) -> pl.LazyFrame:
         op_count=pl.coalesce(said.extract(_ATTEMPTS).cast(pl.Int64, strict=False), "repeated"),
         bytes_known=pl.lit(value=False),
         agg_level=pl.lit("event"),
-        # What is wrong with the connection is no attempt: a proxied session that ended, a login before any attempt.
-        disposition=pl.when(pl.col("fields").is_null() | pl.col("src_ip_raw").is_null()).then(pl.lit(QUARANTINED))
-        .when(proxied & ~started & ~said.contains("(?i)fail")).then(pl.lit(IGNORED)).otherwise("disposition"),
+    )
+    # A proxied session that ended is no attempt.
+    over = proxied & ~started & ~said.contains("(?i)fail")
+    cut = pl.col("src_ip_raw").is_null()
+    rows = rows.with_columns(
+        disposition=pl.when(cut).then(pl.lit(QUARANTINED)).when(over).then(pl.lit(IGNORED)).otherwise("disposition"),
+        reason=pl.when(cut).then(pl.lit("dovecot: login line cut or damaged"))
+        .when(over).then(pl.lit("dovecot: end of a proxied session")).otherwise("reason"),
     )  # fmt: skip
-    end = (
-        pl.when(pl.col("disposition") == IGNORED).then(pl.lit("dovecot: end of a proxied session")).otherwise("reason")
-    )
-    cut = (
-        pl.when(pl.col("disposition") == QUARANTINED).then(pl.lit("dovecot: login line cut or damaged")).otherwise(end)
-    )
-    return _access(rows.with_columns(reason=cut), "src_ip_raw", "tls_version", "op_count")
+    return _access(rows, "src_ip_raw", "tls_version", "op_count")
 
 
 def _why_not(said: "pl.expr.string.ExprStringNameSpace", good: pl.Expr) -> pl.Expr:
@@ -194,7 +201,7 @@ def _attempts(rows: pl.LazyFrame) -> pl.LazyFrame:
         pl.when(said.contains(r"(?i)^unknown user|user not known")).then(pl.lit("unknown user"))
         .when(said.contains(r"(?i)^password mismatch|pam_authenticate\(\) failed|^invalid credentials"))
         .then(pl.lit("password mismatch"))
-        .when(said.contains(r"(?i)^(?:user|account) .*(?:disabled|locked|expired)|^login disabled")).then(pl.lit("account disabled"))
+        .when(said.contains(r"(?i)^(?:user|account) .*(?:disabled|expired)")).then(pl.lit("account disabled"))
     )  # fmt: skip
     rows = rows.with_columns(
         pl.when(pl.col("src_ip_raw") != "").then("src_ip_raw"),
@@ -297,7 +304,7 @@ def _ignored(rows: pl.LazyFrame) -> pl.LazyFrame:
         pl.when(body.contains(r"no auth attempts|disconnected before auth|didn't finish SASL"))
         .then(pl.lit("dovecot: no auth attempts"))
         .when(service.str.starts_with("managesieve")).then(pl.lit("dovecot: ManageSieve"))
-        .when(service.str.contains("^(?:pop3|imap|submission)-login$")).then(pl.lit("dovecot: connection without a login"))
+        .when(service.str.ends_with("-login")).then(pl.lit("dovecot: connection without a login"))
         .when(service.is_in(["pop3", "imap"])).then(pl.lit("dovecot: session without counters"))
         .when(service.is_in(["lda", "lmtp", "deliver", "dovecot-lda"])).then(pl.lit("dovecot: no delivery in the line"))
         .otherwise(pl.lit("dovecot: no access in the line"))

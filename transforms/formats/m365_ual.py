@@ -2,7 +2,8 @@
 
 JSON as the Office 365 Management Activity API gives it (one object a line, an array, or pretty-printed), the CSV of
 Search-UnifiedAuditLog and of the Purview portal (the same JSON in the column AuditData), and exports of Sentinel's
-OfficeActivity table. Specification: learn.microsoft.com/office/office-365-management-api/office-365-management-activity-api-schema
+OfficeActivity table. Specification:
+learn.microsoft.com/office/office-365-management-api/office-365-management-activity-api-schema
 """
 
 import csv
@@ -16,6 +17,7 @@ from transforms.model import IGNORED, QUARANTINED, Context, Format, Head, Match
 
 _RECORD = re.compile(r'"(?:CreationTime|TimeGenerated)"\s*:')
 _MARKS = ('"Workload"', '"RecordType"', '"OfficeWorkload"', '"UserType"', '"OrganizationId"')
+_WRAPPER = re.compile(r'\{\s*"(?:value|records|data|items|results)"\s*:\s*\[', re.IGNORECASE)
 _OPERATION = re.compile(r'"Operation"\s*:')
 _OFFICE = {"TimeGenerated", "Operation", "UserId", "Parameters"}
 # Columns of an OfficeActivity export -> names of the audit record.
@@ -78,6 +80,8 @@ def _sniff_json(head: Head, start: str) -> Match | None:
     if not (_RECORD.search(start) and _OPERATION.search(start) and marks >= 2):
         return None
     first = head.lines[0].lstrip("\ufeff \t") if head.lines else ""
+    if _WRAPPER.match(start):
+        return Match(0.9, "audit records in one JSON document", "json", "json")
     lined = (
         first.startswith("{") and (first.rstrip().endswith("}") or len(head.lines) == 1) and _OPERATION.search(first)
     )
@@ -219,7 +223,7 @@ FORMAT = Format(
     parse=parse,
     sniff=sniff,
     gaps=(
-        "MailItemsAccessed counts are lower bounds: repeats within an hour are dropped, 24 h after throttling are blind",
+        "MailItemsAccessed counts are lower bounds: repeats within an hour are dropped, 24 h after throttling blind",
         "a sync record stands for a whole folder; its items are not named",
         "a mailbox without the licence or with an audit bypass leaves no records",
         "an OfficeActivity export may lack the record id: overlapping exports then count twice",

@@ -18,7 +18,7 @@ import polars as pl
 from transforms import postfix_rows as rare
 from transforms.model import QUARANTINED, Context, Format
 from transforms.postfix_rows import PEERED, ROW, access, address, domain, groups, mail
-from transforms.syslog import time_trouble, unrepeat
+from transforms.syslog import refusal, unrepeat
 
 _LOCAL = ("local", "virtual", "pipe", "lmtp")
 _STATES = {"deferred": "defer", "bounced": "bounce", "undeliverable": "bounce", "expired": "expire"}
@@ -51,10 +51,11 @@ def parse(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
     op_raw = frame["program"].replace_strict(daemons, default=None, return_dtype=pl.String)
     frame = frame.drop("program").with_columns(op_raw.alias("op_raw"), source=pl.lit("postfix"))
     parts: list[pl.LazyFrame] = []
-    if frame["ts"].has_nulls():
-        undated = frame.lazy().filter(pl.col("ts").is_null())
-        parts.append(undated.select(*ROW, disposition=pl.lit(QUARANTINED), reason=time_trouble(ctx)))
-        frame = frame.filter(pl.col("ts").is_not_null())
+    refused = frame.select(refusal(ctx)).to_series().alias("reason")
+    if refused.null_count() < len(refused):
+        bad = frame.with_columns(refused, disposition=pl.lit(QUARANTINED)).lazy().filter(pl.col("reason").is_not_null())
+        parts.append(bad.select(*ROW, "disposition", "reason"))
+        frame = frame.filter(refused.is_null())
     frame = unrepeat(frame)
     message = frame["message"].str
     session = message.starts_with(_SESSION[0]) | message.starts_with(_SESSION[1])
@@ -183,7 +184,8 @@ def _peer(rows: pl.LazyFrame, text: pl.Expr) -> pl.LazyFrame:
         more=pl.when(ported).then("after").otherwise("more"),
     )
     whole = pl.col("more").is_not_null() & ~pl.col("src_host").str.contains(" ", literal=True)
-    return rows.with_columns(src_ip_raw=pl.when(whole).then("src_ip_raw"))
+    host = pl.when(pl.col("src_host") != "").then("src_host")
+    return rows.with_columns(src_ip_raw=pl.when(whole).then("src_ip_raw"), src_host=host)
 
 
 def _clients(rows: pl.LazyFrame) -> list[pl.LazyFrame]:

@@ -1,0 +1,574 @@
+"""Microsoft 365 audit records: what each kind becomes, and that no record is lost."""
+
+import csv
+import io
+import json
+import random
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from transforms import ual_operations
+from transforms.formats.m365_ual import FORMAT, parse, sniff
+from transforms.model import RECORD_SCHEMA, Context, Head
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+REAL = Path(__file__).parents[3] / "shared" / "samples" / "m365_ual"
+ORG = "5c1f3c0e-1f2a-4a6b-9c3d-0a1b2c3d4e5f"
+GRAPH = "00000003-0000-0000-c000-000000000000"
+EXCHANGE = "00000002-0000-0ff1-ce00-000000000000"
+KEY_1 = "7dffcdc5-f2d5-43ae-86f1-682561befd4b"
+KEY_2 = "d747da7e-e11b-4af2-aede-0487c44067af"
+QUICK = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def records(texts: list[str]) -> pl.LazyFrame:
+    rows, offset = [], 0
+    for number, text in enumerate(texts):
+        size = len(text.encode())
+        rows.append((number, offset, size, text))
+        offset += size + 1
+    return pl.LazyFrame(rows, schema=RECORD_SCHEMA, orient="row")
+
+
+def csv_records(text: str) -> list[str]:
+    found, current = [], ""
+    for line in text.splitlines(keepends=True):
+        current += line
+        if current.count('"') % 2 == 0:
+            found.append(current.rstrip("\r\n"))
+            current = ""
+    return found + ([current] if current else [])
+
+
+def rows_of(texts: list[str], variant: str = "jsonl") -> list[dict[str, Any]]:
+    rows = parse(records(texts), Context("e" * 64, variant=variant)).collect().sort("record_no")
+    assert rows.get_column("record_no").to_list() == list(range(len(texts)))
+    assert rows.get_column("byte_length").to_list() == [len(text.encode()) for text in texts]
+    assert rows.get_column("disposition").null_count() == 0
+    return rows.to_dicts()
+
+
+def read(record: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    (row,) = rows_of([json.dumps(record | fields)])
+    return row
+
+
+def head(text: str, name: str = "x") -> Head:
+    return Head(text.encode()[:65536], text[:65536], tuple(text[:65536].splitlines()), name)
+
+
+def check(row: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert {name: row.get(name) for name in expected} == expected
+
+
+@pytest.fixture(scope="module")
+def sample() -> list[dict[str, Any]]:
+    text = (SAMPLES / "m365_ual.jsonl").read_text(encoding="utf-8")
+    match = sniff(head(text))
+    assert match is not None
+    assert (match.framing, match.variant) == ("lines", "jsonl")
+    return rows_of(text.splitlines())
+
+
+def test_sample_dispositions(sample: list[dict[str, Any]]) -> None:
+    kinds = [(row["disposition"], row["reason"] if "events" not in row["disposition"] else None) for row in sample]
+    access, change = ("access_events", None), ("change_events", None)
+    assert kinds == [
+        *[access] * 8,
+        *[change] * 11,
+        access,
+        ("ignored", "workload SharePoint: not mail or identity"),
+        ("ignored", "operation not about mail or identity"),
+        ("quarantined", "no Operation"),
+        ("quarantined", "time not readable"),
+        access,
+        ("quarantined", "not a JSON object"),
+    ]
+    assert sample[24]["source_id"] == sample[0]["source_id"]  # paging repeats records: the id tells
+
+
+def test_bind(sample: list[dict[str, Any]]) -> None:
+    expected = {
+        "source": "m365_ual",
+        "source_id": "00000000-0000-4000-8000-000000000001",
+        "ts": datetime(2021, 1, 12, 11, 59, 32, tzinfo=UTC),
+        "ts_raw": "2021-01-12T11:59:32",
+        "ts_basis": "utc",
+        "tenant_id": ORG,
+        "tenant_domain": "contoso.example",
+        "host": "VI1PR04MB5056",
+        "protocol": "graph",
+        "action": "get_item",
+        "access_kind": "bind",
+        "op_raw": "MailItemsAccessed",
+        "outcome": "success",
+        "principal_id": "joey@contoso.example",
+        "principal_type": "user",
+        "app_id": "842cef72-745d-463c-8b49-ce16ccc5ebd2",
+        "api_id": GRAPH,
+        "mailbox_id": "joey@contoso.example",
+        "logon_type": "owner",
+        "external_access": False,
+        "effective_user": None,
+        "src_ip_raw": "198.51.100.7",
+        "user_agent": "Client=REST;;",
+        "throttled": False,
+        "op_count": 3,
+        "item_count": 3,
+        "bytes_out": None,
+        "bytes_known": False,
+        "message_ids": ["<a1@mail.example>", "<a2@mail.example>", "<a3@mail.example>"],
+        "folders": ["\\Inbox"],
+        "agg_level": "2min",
+        "ts_end": None,
+        "reason": None,
+    }
+    check(sample[0], expected)
+
+
+def test_sync_by_name_whatever_the_order(sample: list[dict[str, Any]]) -> None:
+    expected = {
+        "action": "sync_folder",
+        "access_kind": "sync",
+        "throttled": True,
+        "op_count": 1,
+        "item_count": None,
+        "message_ids": None,
+        "folders": ["\\Sent Items"],
+        "protocol": "mapi",
+        "app_id": "d3590ed6-52b3-4102-aeff-aad2292ab01c",
+        "api_id": EXCHANGE,
+        "logon_type": "delegate",
+        "effective_user": "joey@contoso.example",
+        "principal_id": "helper@contoso.example",
+        "src_ip_raw": "[2001:db8::5]:51902",
+    }
+    check(sample[1], expected)
+
+
+def test_application_with_sizes_and_no_count(sample: list[dict[str, Any]]) -> None:
+    expected = {
+        "protocol": "ews",
+        "principal_type": "service_principal",
+        "principal_id": "0f2d1b74-0fcd-4bb1-a6e4-63478e07c2bb",
+        "app_id": "7c1aec86-7bc7-44d0-a01c-72c2f196f29b",
+        "token_id": "MAvPl7EnRECtYhC4q6h_AA",
+        "op_count": 3,
+        "item_count": 2,
+        "bytes_out": 4345,
+        "bytes_known": True,
+        "message_ids": ["<b1@mail.example>", "<b2@mail.example>"],
+        "folders": ["\\Inbox", "\\Archive"],
+        "logon_type": "admin",
+    }
+    check(sample[2], expected)
+
+
+def test_sentinel_shape(sample: list[dict[str, Any]]) -> None:
+    expected = {
+        "source_id": "00000000-0000-4000-8000-000000000004",
+        "ts": datetime(2021, 1, 12, 13, 32, 7, tzinfo=UTC),
+        "ts_basis": "offset",
+        "tenant_id": ORG,
+        "logon_type": "owner",
+        "external_access": False,
+        "principal_type": "user",
+        "access_kind": "bind",
+        "op_count": 2,
+        "message_ids": ["<c1@mail.example>", "<c2@mail.example>"],
+        "protocol": "owa",
+        "src_ip_raw": "203.0.113.9",
+    }
+    check(sample[3], expected)
+
+
+def test_other_mailbox_operations(sample: list[dict[str, Any]]) -> None:
+    sent = {"action": "send", "protocol": "pop3", "effective_user": "boss@contoso.example", "bytes_out": 4096}
+    check(sample[4], sent | {"mailbox_id": "shared@contoso.example", "logon_type": "delegated_admin", "op_count": 1})
+    check(sample[5], {"action": "delete", "protocol": "eas", "item_count": 2, "folders": ["\\Inbox", "\\Junk"]})
+    check(sample[5], {"outcome": "success", "reason": "PartiallySucceeded", "agg_level": "event"})
+    check(sample[19], {"action": "export", "protocol": "powershell", "op_raw": "New-ComplianceSearchAction"})
+
+
+def test_sign_ins(sample: list[dict[str, Any]]) -> None:
+    failed = {
+        "protocol": "oauth",
+        "action": "signin",
+        "outcome": "failure",
+        "reason": "InvalidUserNameOrPassword",
+        "principal_id": "miriam@contoso.example",
+        "app_id": "1b730954-1685-4b74-9bfd-dac224a7b894",
+        "api_id": "00000002-0000-0000-c000-000000000000",
+        "home_tenant_id": ORG,
+        "src_ip_raw": "2001:db8::1a:9c",
+        "user_agent": "Mozilla/5.0 (Windows NT 10.0)",
+        "auth_method": "OAuth2:Token",
+        "session_id": "31bbdbf0",
+    }
+    check(sample[6], failed)
+    check(sample[7], {"outcome": "success", "reason": None, "api_id": GRAPH, "src_ip_raw": "198.51.100.20"})
+
+
+def test_credentials_by_set_difference(sample: list[dict[str, Any]]) -> None:
+    added = {
+        "op": "add_credential",
+        "op_raw": "Update application \N{EN DASH} Certificates and secrets management ",
+        "credential_id": KEY_2,
+        "target_type": "app",
+        "target_id": "application_6131d760-7fda-4db5-8bb1-b771898e9f15",
+        "actor_id": "admin@contoso.example",
+        "app_id": "a70a7931-c387-4dce-9f35-fbf95bdcc91e",
+        "user_agent": "Microsoft Azure Graph Client Library 2.1.17",
+        "src_ip_raw": "198.51.100.77",
+    }
+    check(sample[8], added)
+    assert sample[8]["attr"] == "KeyDescription; Included Updated Properties"
+    assert KEY_2 in sample[8]["new_value"]
+    assert KEY_2 not in sample[8]["old_value"]
+    check(sample[9], {"op": "remove_credential", "credential_id": f"{KEY_1};{KEY_2}", "new_value": "[]"})
+
+
+def test_changes(sample: list[dict[str, Any]]) -> None:
+    rows = [(row["op"], row["target_type"], row["target_id"], row["is_external_target"]) for row in sample[10:19]]
+    assert rows == [
+        ("consent", "app", "6131d760-7fda-4db5-8bb1-b771898e9f15", None),
+        ("add_role", "user", "alex@contoso.example", None),
+        ("licence", "user", "matt@contoso.example", None),
+        ("inbox_rule", "rule", "contoso.onmicrosoft.com/joey\\.", True),
+        ("forwarding", "mailbox", "joey@contoso.example", False),
+        ("audit_setting", "mailbox", "obj", None),
+        ("audit_bypass", "mailbox", "alex@contoso.example", None),
+        ("journal_rule", "journal_rule", "obj", True),
+        ("policy", "policy", "obj", None),
+    ]
+    check(sample[13], {"attr": "Name; ForwardTo; DeleteMessage", "session_id": "9dd7a60b", "outcome": "success"})
+    assert sample[13]["new_value"] == "Name=.; ForwardTo=drop@evil.example; DeleteMessage=True"
+    assert sample[18]["new_value"] == '-Identity "Yzk2"'
+    assert sample[12]["attr"] == "additionalDetails"
+    # A partner's administrator: his own domain is neither the tenant's nor inside.
+    assert sample[17]["tenant_domain"] == "contoso.onmicrosoft.com"
+
+
+BASE = {
+    "CreationTime": "2021-01-12T11:59:32",
+    "Id": "1",
+    "OrganizationId": ORG,
+    "Workload": "Exchange",
+    "UserId": "u@c.example",
+}
+ITEM = {"InternetMessageId": "<1@x>"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"OperationCount": 9, "Folders": [{"Path": "\\A", "FolderItems": [ITEM]}]}, {"op_count": 9, "item_count": 1}),
+        ({"OperationCount": "7"}, {"op_count": 7, "item_count": None}),
+        ({"OperationCount": -1}, {"op_count": 1}),
+        ({"Folders": [{"Path": "\\A", "FolderItems": []}]}, {"op_count": 1, "item_count": None, "folders": ["\\A"]}),
+        ({"Folders": [{"FolderItems": [{"SizeInBytes": 5}, {"SizeInBytes": 6}]}]}, {"item_count": 2, "bytes_out": 11}),
+        ({"Folders": [{"FolderItems": [ITEM, {"SizeInBytes": 6}]}]}, {"bytes_out": 6, "bytes_known": False}),
+        (
+            {"OperationProperties": [{"Name": "MailAccessType", "Value": "bind"}]},
+            {"access_kind": "bind", "throttled": None},
+        ),
+        ({"OperationProperties": [{"Name": "X", "Value": "Sync"}]}, {"access_kind": None, "action": "other"}),
+        ({"OperationProperties": "nonsense"}, {"access_kind": None}),
+        ({"AppId": GRAPH, "ClientAppId": "APP"}, {"app_id": "app", "api_id": GRAPH, "protocol": "graph"}),
+        ({"AppId": GRAPH}, {"app_id": GRAPH, "api_id": GRAPH}),
+        ({"AppId": "APP", "ClientAppId": "other"}, {"app_id": "app", "api_id": EXCHANGE}),
+        ({"AppId": "", "ClientAppId": "APP"}, {"app_id": "app", "api_id": None}),
+        ({"ClientInfoString": "Client=POP3/IMAP4;Protocol=IMAP4"}, {"protocol": "imap"}),
+        ({"ClientInfoString": "Client=OutlookService;Outlook-iOS/2.0;"}, {"protocol": "exchange"}),
+        ({"ClientInfoString": "Client=OWA;Client=WebServices"}, {"protocol": "owa"}),
+        ({"LogonType": "BestAccess"}, {"logon_type": "best_access"}),
+        ({"LogonType": 99}, {"logon_type": None}),
+        ({"ExternalAccess": "True"}, {"external_access": True}),
+        ({"UserId": "NT AUTHORITY\\SYSTEM (x)", "UserType": 3}, {"principal_type": "system"}),
+        ({"UserId": "S@c.example", "UserType": "Application"}, {"principal_type": "service_principal"}),
+        ({"UserId": "ServicePrincipal_1"}, {"principal_type": "service_principal"}),
+        ({"UserId": "App", "AppId": "app"}, {"principal_type": "service_principal"}),
+        ({"UserType": 2}, {"principal_type": "user"}),
+        ({"OrganizationId": "$RestApiTenantId$"}, {"tenant_id": None, "tenant_domain": "c.example"}),
+        ({"MailboxOwnerUPN": "", "MailboxGuid": "AB-1"}, {"mailbox_id": "ab-1", "effective_user": None}),
+        ({"CreationTime": "2021-01-12T11:59:32.5+01:00"}, {"ts": datetime(2021, 1, 12, 10, 59, 32, 500000, UTC)}),
+        ({"CreationTime": "4/28/2021, 2:54:37.000 PM"}, {"ts": datetime(2021, 4, 28, 14, 54, 37, tzinfo=UTC)}),
+        (
+            {"CreationTime": "2021-01-12 11:59:32Z"},
+            {"ts": datetime(2021, 1, 12, 11, 59, 32, tzinfo=UTC), "ts_basis": "offset"},
+        ),
+    ],
+)
+def test_mail_items_accessed(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    row = read(BASE | {"Operation": "MailItemsAccessed"}, **fields)
+    assert row["disposition"] == "access_events"
+    check(row, expected | {"agg_level": "2min"})
+
+
+def test_message_ids_are_capped() -> None:
+    items = [{"InternetMessageId": f"<{n}@x>"} for n in range(1500)]
+    row = read(BASE, Operation="MailItemsAccessed", Folders=[{"Path": "\\A", "FolderItems": items}])
+    assert (row["op_count"], row["item_count"], len(row["message_ids"])) == (1500, 1500, 1000)
+    assert row["message_ids"][0] == "<0@x>"
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        ("Add service principal credentials.", ("add_credential", "service_principal")),
+        ("Create application \N{EN DASH} Certificates and secrets management ", ("update_credential", "app")),
+        ("Add app role assignment to service principal.", ("add_app_role", "service_principal")),
+        ("Add eligible member to role.", ("add_role", "role")),
+        ("Remove member from role.", ("remove_role", "role")),
+        ("Change user license.", ("licence", "user")),
+        ("Set federation settings on domain.", ("federation", "domain")),
+        ("Add verified domain.", ("domain", "domain")),
+        ("Disable Strong Authentication.", ("mfa", "user")),
+        ("Update authorization policy.", ("policy", "policy")),
+        ("Add member to group.", ("group_member", "group")),
+        ("Something unheard of.", ("other", "other")),
+        ("New-TransportRule", ("transport_rule", "rule")),
+        ("Disable-InboxRule", ("remove_inbox_rule", "rule")),
+        ("New-OutboundConnector", ("connector", "connector")),
+        ("Remove-JournalRule", ("remove_journal_rule", "journal_rule")),
+        ("Add-RecipientPermission", ("mailbox_permission", "mailbox")),
+        ("Remove-MailboxPermission", ("remove_mailbox_permission", "mailbox")),
+        ("Set-AdminAuditLogConfig", ("audit_setting", "audit")),
+        ("New-ManagementRoleAssignment", ("add_role", "role")),
+        ("Set-OwaMailboxPolicy", ("policy", "policy")),
+        ("UpdateInboxRules", ("inbox_rule", "rule")),
+        ("Get-Mailbox", None),
+    ],
+)
+def test_operations(operation: str, expected: tuple[str, str] | None) -> None:
+    assert ual_operations.change(ual_operations.normal(operation), directory="-" not in operation) == expected
+
+
+@pytest.mark.parametrize(
+    ("operation", "parameters", "expected"),
+    [
+        ("Set-Mailbox", {"ForwardingAddress": "Somebody"}, ("forwarding", None)),
+        ("Set-Mailbox", {"ForwardingSmtpAddress": "smtp:a@C.example"}, ("forwarding", False)),
+        ("Set-Mailbox", {"ForwardingSmtpAddress": "smtp:a@notc.example"}, ("forwarding", True)),
+        ("Set-Mailbox", {"LitigationHoldEnabled": "False"}, ("retention", None)),
+        ("Set-Mailbox", {"Office": "12"}, ("mailbox_setting", None)),
+        ("Set-OrganizationConfig", {"AuditDisabled": "True"}, ("audit_setting", None)),
+        ("New-TransportRule", {"BlindCopyTo": "a@c.example;b@evil.example"}, ("transport_rule", True)),
+        ("Set-InboxRule", {"RedirectTo": '["a@c.example"]'}, ("inbox_rule", False)),
+    ],
+)
+def test_cmdlets(operation: str, parameters: dict[str, str], expected: tuple[str, bool | None]) -> None:
+    pairs = [{"Name": name, "Value": value} for name, value in parameters.items()]
+    row = read(BASE, Operation=operation, Parameters=pairs)
+    assert row["disposition"] == "change_events"
+    assert (row["op"], row["is_external_target"]) == expected
+
+
+def test_mailbox_rule_operation() -> None:
+    actions = json.dumps([{"ActionType": "Forward", "Recipients": ["x@evil.example"]}])
+    properties = [{"Name": "RuleOperation", "Value": "AddMailboxRule"}, {"Name": "RuleActions", "Value": actions}]
+    row = read(BASE, Operation="UpdateInboxRules", OperationProperties=properties, MailboxOwnerUPN="J@c.example")
+    check(row, {"op": "inbox_rule", "is_external_target": True, "target_id": "j@c.example"})
+    properties[0]["Value"] = "RemoveMailboxRule"
+    assert read(BASE, Operation="UpdateInboxRules", OperationProperties=properties)["op"] == "remove_inbox_rule"
+
+
+def test_long_values_are_cut() -> None:
+    row = read(
+        BASE, Operation="Set-Mailbox", Parameters=[{"Name": "A", "Value": "x" * 50_000}, {"Name": "B", "Value": "y"}]
+    )
+    assert len(row["new_value"]) == 32_768
+
+
+def test_csv_sample() -> None:
+    text = (SAMPLES / "m365_ual.csv").read_bytes().decode()
+    match = sniff(head(text))
+    assert match is not None
+    assert (match.framing, match.variant) == ("csv", "csv")
+    rows = rows_of(csv_records(text), "csv")
+    assert [(row["disposition"], row["reason"]) for row in rows] == [
+        ("ignored", "header"),
+        *[("access_events", None)] * 3,
+        *[("change_events", None)] * 3,
+        ("quarantined", "AuditData is empty"),
+        ("quarantined", "AuditData is not a JSON object"),
+        ("access_events", "PartiallySucceeded"),
+        ("quarantined", "CSV record does not fit its header"),
+    ]
+    lines = rows_of((SAMPLES / "m365_ual.jsonl").read_text(encoding="utf-8").splitlines())
+    places = {"record_no", "byte_offset", "byte_length"}
+    for row, other in ((1, 0), (2, 1), (3, 2), (4, 8), (5, 13), (6, 14), (9, 5)):
+        assert {k: v for k, v in rows[row].items() if k not in places and v is not None} == {
+            k: v for k, v in lines[other].items() if k not in places and v is not None
+        }
+
+
+def test_csv_header_is_remembered_and_repeated() -> None:
+    first, *rest = csv_records((SAMPLES / "m365_ual.csv").read_bytes().decode())
+    context = Context("e" * 64, variant="csv")
+    begin = parse(records(["#TYPE Selected.System.Object", "\ufeff" + first, rest[0]]), context).collect()
+    assert begin.sort("record_no").get_column("disposition").to_list() == ["ignored", "ignored", "access_events"]
+    later = parse(records([rest[1], "\ufeff" + first, rest[2]]), context).collect()
+    assert later.sort("record_no").get_column("disposition").to_list() == ["access_events", "ignored", "access_events"]
+
+
+def test_office_activity_table() -> None:
+    out = io.StringIO(newline="")
+    properties = json.dumps([{"Name": "MailAccessType", "Value": "Sync"}])
+    parameters = json.dumps([{"Name": "Identity", "Value": "a@c.example"}, {"Name": "AuditEnabled", "Value": "False"}])
+    header = [
+        "TimeGenerated [UTC]",
+        "Operation",
+        "UserId",
+        "Client_IPAddress",
+        "Parameters",
+        "OperationProperties",
+        "Logon_Type",
+    ]
+    csv.writer(out).writerows(
+        [
+            header,
+            ["4/28/2021, 2:54:37.000 PM", "MailItemsAccessed", "A@c.example", "198.51.100.3", "", properties, "Owner"],
+            ["4/28/2021, 2:55:37.000 PM", "Set-Mailbox", "A@c.example", "", parameters, "", ""],
+        ]
+    )
+    match = sniff(head(out.getvalue()))
+    assert match is not None
+    assert match.variant == "officeactivity"
+    rows = rows_of(csv_records(out.getvalue()), match.variant)
+    assert rows[0]["reason"] == "header"
+    check(rows[1], {"disposition": "access_events", "access_kind": "sync", "logon_type": "owner", "source_id": None})
+    check(rows[1], {"ts": datetime(2021, 4, 28, 14, 54, 37, tzinfo=UTC), "src_ip_raw": "198.51.100.3"})
+    check(rows[2], {"disposition": "change_events", "op": "audit_setting", "target_id": "a@c.example"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Jan  1 00:00:00 mail postfix/smtpd[1]: connect from x[1.2.3.4]\n",
+        '{"time":"2021-01-12T06:22:28Z","category":"SignInLogs","properties":{}}\n',
+        "DateTime,RequestId,Operation\n",
+        '{"Operation":"x"}\n',
+        "[1,2]",
+    ],
+)
+def test_sniff_leaves_others_alone(text: str) -> None:
+    assert sniff(head(text)) is None
+
+
+def test_sniff_json_documents() -> None:
+    record = json.loads((SAMPLES / "m365_ual.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    for text in (
+        json.dumps([record]),
+        json.dumps({"value": [record]}),
+        json.dumps({"value": [record]}, indent=2),
+        json.dumps(record, indent=2),
+    ):
+        match = sniff(head(text))
+        assert match is not None
+        assert (match.framing, match.variant) == ("json", "json")
+
+
+def test_damaged_records_give_one_row_each() -> None:
+    lines = (SAMPLES / "m365_ual.jsonl").read_text(encoding="utf-8").splitlines()[:20]
+    rng = random.Random(7)
+    damaged = ["", "\x00", "{", "{}", "x" * 1_000_000, '{"Operation":"MailItemsAccessed","CreationTime":' + "[" * 5000]
+    damaged.append(json.dumps(BASE | {"Operation": "MailItemsAccessed", "ClientInfoString": "y" * 1_000_000}))
+    for line in lines:
+        cut = rng.randrange(len(line))
+        other = rng.choice(lines)
+        damaged += [line[:cut], line[:cut] + other[cut:], line[:cut] + "\x00" + line[cut:], line + other]
+    rows = rows_of(damaged)
+    assert {row["disposition"] for row in rows} <= {"access_events", "change_events", "ignored", "quarantined"}
+    assert rows[6]["disposition"] == "access_events"
+    assert sum(row["disposition"] == "quarantined" for row in rows) > len(lines)
+    assert len({row["reason"] for row in rows if row["disposition"] == "quarantined"}) <= 3
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), min_size=1, max_size=12)
+NAME = st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True)
+
+
+@QUICK
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "id": st.uuids().map(str),
+                "ts": st.datetimes(datetime(2000, 1, 1), datetime(2090, 1, 1)).map(lambda t: t.replace(microsecond=0)),
+                "user": NAME,
+                "ids": st.lists(TEXT, max_size=4, unique=True),
+                "folder": TEXT,
+                "kind": st.sampled_from(["bind", "sync"]),
+                "throttled": st.booleans(),
+                "ip": st.ip_addresses().map(str),
+            }
+        ),
+        max_size=5,
+    )
+)
+def test_round_trip(events: list[dict[str, Any]]) -> None:
+    texts = []
+    for event in events:
+        record = BASE | {
+            "Operation": "MailItemsAccessed",
+            "Id": event["id"],
+            "CreationTime": event["ts"].isoformat(),
+            "UserId": f"{event['user'].upper()}@C.example",
+            "ClientIPAddress": event["ip"],
+            "OperationProperties": [
+                {"Name": "IsThrottled", "Value": str(event["throttled"])},
+                {"Name": "MailAccessType", "Value": event["kind"].title()},
+            ],
+            "Folders": [{"Path": event["folder"], "FolderItems": [{"InternetMessageId": i} for i in event["ids"]]}],
+        }
+        texts.append(json.dumps(record))
+    for event, row in zip(events, rows_of(texts), strict=True):
+        expected = {
+            "source_id": event["id"],
+            "ts": event["ts"].replace(tzinfo=UTC),
+            "principal_id": f"{event['user']}@c.example",
+            "src_ip_raw": event["ip"],
+            "throttled": event["throttled"],
+            "access_kind": event["kind"],
+            "message_ids": event["ids"] or None,
+            "folders": [event["folder"]],
+            "op_count": max(1, len(event["ids"])),
+        }
+        check(row, expected)
+
+
+def test_columns_are_those_of_the_contracts() -> None:
+    contracts = pytest.importorskip("data_contracts")
+    known = {column.name for table in FORMAT.tables for column in contracts.contract(table).columns}
+    lines = (SAMPLES / "m365_ual.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = parse(records(lines), Context("e" * 64, variant="jsonl")).collect()
+    assert set(rows.columns) - known == {"disposition", "source_id", "tenant_domain"}
+    for table in FORMAT.tables:
+        part = rows.filter(pl.col("disposition") == table)
+        for column in contracts.contract(table).columns:
+            if column.enum and column.name in rows.columns:
+                assert set(part.get_column(column.name).drop_nulls()) <= set(column.enum), column.name
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="real samples are not here")
+@pytest.mark.parametrize("path", sorted(REAL.glob("*")) if REAL.is_dir() else [], ids=lambda path: path.name)
+def test_real_samples(path: Path) -> None:
+    text = path.read_bytes().decode()
+    match = sniff(head(text, path.name))
+    assert match is not None
+    texts = csv_records(text) if match.framing == "csv" else text.splitlines()
+    rows = rows_of(texts, match.variant)
+    kinds = [row["disposition"] for row in rows]
+    assert "quarantined" not in kinds
+    assert kinds.count("ignored") == (1 if match.framing == "csv" else 0)
+    for row in rows[1:]:
+        assert row["ts"] is not None
+        assert row["op_raw"]
