@@ -1,46 +1,53 @@
 """Findings as CSV and JSON lines, and the manifest of a report: same input, same bytes."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
-from reports.escape import csv, jsonable
+from reports.escape import csv, to_json
 
 _LISTS = ("tenant_ids", "credential_ids", "principal_ids", "app_ids", "source_ips", "source_networks", "mailboxes")
 _COLUMNS = (
-    "case_id", "rank", "case_severity", "case_score", "finding_id", "detection", "family", "score", "first_seen", "last_seen",
-    "explanation", *_LISTS, "evidence_table", "event_uids", "sql",
+    "case_id", "rank", "case_severity", "case_score", "finding_id", "detection", "title", "family", "severity", "score",
+    "first_seen", "last_seen", "explanation", *_LISTS, "evidence_table", "evidence_count", "event_uids", "sql",
 )  # fmt: skip
+_SCHEMA: dict[str, Any] = (
+    dict.fromkeys(_COLUMNS, pl.String)
+    | {"rank": pl.Int64, "case_score": pl.Float64, "score": pl.Float64, "evidence_count": pl.Int64}
+    | dict.fromkeys((*_LISTS, "event_uids"), pl.List(pl.String))
+)
 
 
 def findings_rows(hunt: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per finding, with its case."""
+    """One row per finding, with its case. Takes a hunt whose findings carry title, severity, entities and evidence.count."""
     return [
         {
             "case_id": case["case_id"], "rank": case["rank"], "case_severity": case["severity"], "case_score": case["score"],
-            **{k: finding[k] for k in ("finding_id", "detection", "family", "score", "first_seen", "last_seen", "explanation")},
-            **{k: list((finding.get("entities") or case["entities"]).get(k, ())) for k in _LISTS},
-            "evidence_table": finding["evidence"]["table"], "event_uids": list(finding["evidence"]["event_uids"]), "sql": finding["sql"],
+            **{k: finding[k] for k in _COLUMNS[4:13]},
+            **{k: list(finding["entities"].get(k, ())) for k in _LISTS},
+            "evidence_table": finding["evidence"]["table"], "evidence_count": finding["evidence"]["count"],
+            "event_uids": list(finding["evidence"]["event_uids"]), "sql": finding["sql"],
         }
         for case in hunt["cases"]
         for finding in case["findings"]
     ]  # fmt: skip
 
 
+def findings_frame(hunt: Mapping[str, Any]) -> pl.DataFrame:
+    """The same as a frame, typed even when it is empty."""
+    return pl.DataFrame(findings_rows(hunt), schema=_SCHEMA)
+
+
 def findings_csv(hunt: Mapping[str, Any]) -> str:
     """CSV for spreadsheets: text that would start a formula is defused, lists are joined by ;."""
-    schema: dict[str, Any] = {c: pl.String for c in _COLUMNS}
-    schema |= {"rank": pl.Int64, "case_score": pl.Float64, "score": pl.Float64, "event_uids": pl.List(pl.String)}
-    schema |= {c: pl.List(pl.String) for c in _LISTS}
-    return csv(pl.DataFrame(findings_rows(hunt), schema=schema))
+    return csv(findings_frame(hunt))
 
 
 def findings_jsonl(hunt: Mapping[str, Any]) -> str:
     """One JSON object a line."""
-    return "".join(json.dumps(jsonable(row), ensure_ascii=False) + "\n" for row in findings_rows(hunt))
+    return "".join(to_json(row, indent=None) + "\n" for row in findings_rows(hunt))
 
 
 def manifest(
@@ -55,17 +62,15 @@ def manifest(
         detections: id to sha256 of the detection's source.
         tool_version: version of gatehound.
     """
-    return json.dumps(
+    return to_json(
         {
             "tool": "gatehound",
             "tool_version": tool_version,
             "run_id": hunt["run_id"],
             "window": hunt["window"],
-            "archive_version": hunt["archive_version"],
+            "archive_version": dict(sorted(hunt["archive_version"].items())),
             "detections": dict(sorted(detections.items())),
             "evidence": dict(sorted(inputs.items())),
             "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in sorted(files.items())},
-        },
-        indent=2,
-        ensure_ascii=False,
-    )
+        }
+    ) + "\n"

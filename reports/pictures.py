@@ -273,8 +273,10 @@ def _ledger_chart(values: list[dict[str, Any]]) -> Any:
     out = base.transform_calculate(series="'retrieved'").mark_line(
         strokeWidth=2, point={"size": 34 if len(values) <= _MAX_COLUMNS else 8, "filled": True}, interpolate="linear"
     )
-    counts = alt.Axis(format=",d", tickCount=6, tickMinStep=1, minExtent=48)
-    messages = alt.Y("delivered:Q", title="messages per day", axis=counts, scale=alt.Scale(zero=True))
+    counts = {"format": ",d", "tickMinStep": 1, "minExtent": 48}
+    messages = alt.Y(
+        "delivered:Q", title="messages per day", axis=alt.Axis(tickCount=6, **counts), scale=alt.Scale(zero=True)
+    )
     upper = alt.layer(
         into.encode(x=bare, x2="t2:T", y=messages, y2="zero:Q", color=colour),
         out.encode(x=alt.X("mid:T", scale=scale), y=alt.Y("retrieved:Q"), color=colour),
@@ -285,7 +287,7 @@ def _ledger_chart(values: list[dict[str, Any]]) -> Any:
         .encode(
             x=bare.title(f"day (UTC), {_range(first, last - 1)}").axis(_axis(first, last, days=True)),
             x2="t2:T",
-            y=alt.Y("balance:Q", title=["retrieved −", "delivered"], axis=counts),
+            y=alt.Y("balance:Q", title=["retrieved −", "delivered"], axis=alt.Axis(tickCount=4, **counts)),
             y2="zero:Q",
             color=over,
         )

@@ -125,33 +125,15 @@ class Framer:
         stream: binary stream at the first byte of the evidence (decompressed).
         framing: what a record is.
         block_bytes: how much is held at a time.
-        start: offset of the first byte to read, for evidence that has grown; the stream is read up to it and dropped.
     """
 
-    def __init__(
-        self,
-        stream: BinaryIO,
-        framing: Framing,
-        *,
-        block_bytes: int = BLOCK_BYTES,
-        start: int = 0,
-        wrapped: bool = False,
-    ) -> None:
+    def __init__(self, stream: BinaryIO, framing: Framing, *, block_bytes: int = BLOCK_BYTES) -> None:
         self._stream = stream
         self._framing = framing
         self._block_bytes = block_bytes if framing == "lines" else min(block_bytes, 16 << 20)
-        self._wrapped = wrapped
         self._carry: dict[str, object] = {}
         self.offset = 0  # of the next block
         self.records = 0  # so far
-        if start:
-            self._skip(start)
-
-    def _skip(self, start: int) -> None:
-        left = start
-        while left > 0 and (chunk := self._stream.read(min(left, 1 << 20))):
-            left -= len(chunk)
-        self.offset = start - left
 
     def blocks(self, progress: Callable[[int], None] | None = None) -> Iterator[pl.DataFrame]:
         """Frames of BLOCK_SCHEMA, in order. `progress` is told the bytes read."""
@@ -181,7 +163,7 @@ class Framer:
         if self._framing == "csv":
             split = split_csv(data, last, self._carry, MAX_RECORD_BYTES)
         else:
-            split = split_json(data, last, self._carry, MAX_RECORD_BYTES, wrapped=self._wrapped)
+            split = split_json(data, last, self._carry, MAX_RECORD_BYTES)
         return _sliced(data, split), split[3]
 
     def _numbered(self, frame: pl.DataFrame) -> pl.DataFrame:

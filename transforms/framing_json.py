@@ -17,6 +17,10 @@ TOO_DEEP = "JSON is nested more than 64 deep"
 _DEEPEST = 64
 _MOST_FAILURES = 1000  # beginnings that lead nowhere, in one stretch; past it the rest is one damaged record
 _FILLER = b" \t\r\n,[]"
+_WRAPPED = re.compile(  # an API's answer: some plain members, then the array of objects
+    rb'(?:\xef\xbb\xbf)?\s*\{(?:\s*"[^"]{0,100}"\s*:\s*(?:"[^"]{0,1000}"|[-+.\w]{1,40})\s*,){0,20}'
+    rb'\s*"(?:value|[Rr]ecords|items|data|results|events|logs)"\s*:\s*\[\s*\{'
+)
 _PLAIN = rb'"(?:[^"\\]|\\.){0,1000}"|[-+.\w]{1,40}'
 
 
@@ -139,7 +143,7 @@ def _damage(data: bytes, start: int, end: int, found: list[tuple[int, int, str |
 
 
 def split_json(
-    data: bytes, last: bool, carry: dict[str, Any], longest: int, *, wrapped: bool
+    data: bytes, last: bool, carry: dict[str, Any], longest: int
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str], int]:
     """Objects of a block.
 
@@ -148,7 +152,6 @@ def split_json(
         last: whether the evidence ends with it.
         carry: kept between blocks: depth of the objects, how one begins.
         longest: bytes that an object may have before it is given up.
-        wrapped: the objects stand in an array inside an object, as API answers are.
 
     Returns:
         starts, ends, damage by position, bytes used.
@@ -156,7 +159,7 @@ def split_json(
     base = carry.get("base")
     if base is None:
         top = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        base = 2 if wrapped else 1 if top == b"[" else 0
+        base = 2 if _WRAPPED.match(data) else 1 if top == b"[" else 0
         carry["base"] = 0  # later blocks begin between objects, past the opening brackets
     found, rest = _objects(data, base)
     sync: re.Pattern[bytes] | None = carry.get("sync")

@@ -25,7 +25,6 @@ _ACTION = (
     r"^(?:milter-)?(?:reject|hold|discard|quarantine|redirect|filter|replace|prepend|strip|info|warning|bcc"
     r"|reject_warning): "
 )
-_STAGE = rf"^([a-z_-]+): ([A-Z][A-Z-]*) from {_PEER}: (.*)$"
 # warning: header Subject: hello from unknown[192.0.2.1]; from=<a@b> to=<c@d> proto=ESMTP helo=<X>: reply
 _CONTENT = rf"^([a-z_-]+): ((?:\w+ )?(?:header|body) .*) from (?:local|{_PEER})(; .*)$"
 _TRAILER = (
@@ -36,12 +35,7 @@ _SUBJECT = r"^(?:\w+ )?header (?i:Subject): (.*)$"
 _DSN = r"^(?:\d{3}[ -])?(\d\.\d{1,3}\.\d{1,3}) "
 # warning: unknown[192.0.2.1]: SASL LOGIN authentication failed: UGFzc3dvcmQ6, sasl_username=postmaster@example.org
 SASL = r"^warning: [^:\s\[]*\[[^\]]*\](?::\d+)?: SASL "
-_SASL_FAILED = (
-    rf"^warning: {_PEER}: SASL (\S+) authentication (?:failed|aborted)(?:: ?(.*?))?(?:, sasl_username=(.*))?$"
-)
-# Anonymous TLS connection established from h.example.com[192.0.2.1]: TLSv1.3 with cipher TLS_AES_256_GCM_SHA384 ...
 TLS = r"^(?:[A-Z][a-z]+ )?TLS connection (?:established|reused) "
-_TLS = rf"{TLS}(from|to) {_PEER}: (\S+) with cipher (\S+)"
 # lost connection after AUTH from unknown[192.0.2.1]
 ENDINGS = ("lost connection after ", "timeout after ", "too many errors after ", "improper command ", "SSL_accept ")
 TROUBLE = (
@@ -70,6 +64,27 @@ def domain(name: str) -> pl.Expr:
 def groups(rows: pl.LazyFrame, text: pl.Expr, pattern: str, *names: str) -> pl.LazyFrame:
     """Add the groups of a pattern as columns, all null where it does not match; evaluated once, unlike `struct[n]`."""
     return rows.with_columns(text.str.extract_groups(pattern).struct.rename_fields(list(names)).alias("_")).unnest("_")
+
+
+def cut(rows: pl.LazyFrame, column: str, by: str, *names: str) -> pl.LazyFrame:
+    """Add what lies between the separators as columns, the last with all that is left; null where there is no more."""
+    parts = pl.col(column).str.splitn(by, len(names)).struct.rename_fields(list(names))
+    return rows.with_columns(parts.alias("_")).unnest("_")
+
+
+def peer(rows: pl.LazyFrame, text: pl.Expr) -> pl.LazyFrame:
+    """Read `name[address]more` and `name[address]:port more` as src_host, src_ip_raw, more; null where it is cut."""
+    rows = cut(rows.with_columns(peer=text), "peer", "[", "src_host", "peer_at")
+    rows = cut(rows, "peer_at", "]", "ip", "more")
+    rows = groups(rows, pl.when(pl.col("more").str.starts_with(":")).then("more"), r"^:(\d+)(.*)$", "port", "after")
+    ported = pl.col("port").is_not_null()
+    address_and_port = pl.concat_str(pl.lit("["), "ip", pl.lit("]:"), "port")
+    whole = pl.col("more").is_not_null() & ~pl.col("src_host").str.contains(" ", literal=True)
+    return rows.with_columns(
+        src_ip_raw=pl.when(whole & ported).then(address_and_port).when(whole).then("ip"),
+        src_host=pl.when(pl.col("src_host") != "").then("src_host"),
+        more=pl.when(ported).then("after").otherwise("more"),
+    )
 
 
 def mail(rows: pl.LazyFrame, names: tuple[str, ...], good: pl.Expr | None = None, damage: str = "") -> pl.LazyFrame:
@@ -144,10 +159,9 @@ def _replies(rows: pl.LazyFrame) -> pl.LazyFrame:
 def _actions(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read rejections and other actions of access lists, header checks and milters."""
     names = ("action", "stage", "src_host", "src_ip_raw", "tail")
-    rows = groups(frame.lazy(), pl.col("body"), _STAGE, *names)
+    rows = _staged(frame.lazy())
     rows = groups(rows, pl.when(pl.col("action").is_null()).then("body"), _CONTENT, *(f"c_{name}" for name in names))
-    rows = rows.with_columns(pl.coalesce(name, f"c_{name}").alias(name) for name in names)
-    rows = groups(rows, pl.col("tail"), _TRAILER, "text", "mail_from", "rcpt", "helo", "sasl_username", "reply")
+    rows = _trailed(rows.with_columns(pl.coalesce(name, f"c_{name}").alias(name) for name in names))
     # Where the client's words hold a second trailer, it cannot be told which one is true.
     clear = pl.col("body").str.count_matches(r"; (?:from=<|to=<|proto=)") == 1
     content = pl.col("c_action").is_not_null()
@@ -178,36 +192,81 @@ def _actions(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     ]
 
 
+def _staged(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Cut `reject: RCPT from name[address]: tail`; action is null where the line is none of these."""
+    rows = cut(rows, "body", ": ", "action", "where")
+    rows = peer(cut(rows, "where", " from ", "stage", "who"), pl.col("who"))
+    stage, more = pl.col("stage").str.contains(r"^[A-Z][A-Z-]*$"), pl.col("more").str
+    fits = stage & more.starts_with(": ") & pl.col("src_ip_raw").is_not_null()
+    rows = rows.with_columns(tail=more.slice(2))
+    return rows.with_columns(
+        pl.when(fits).then(n).alias(n) for n in ("action", "stage", "src_host", "src_ip_raw", "tail")
+    )
+
+
+def _trailed(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Cut `text; from=<a@b> to=<c@d> proto=ESMTP helo=<X>`, any other trailer by a regular expression."""
+    names = ("text", "mail_from", "rcpt", "helo", "sasl_username", "reply")
+    rows = cut(rows, "tail", "; from=<", "f_text", "t1")
+    rows = cut(rows, "t1", "> to=<", "f_mail_from", "t2")
+    rows = cut(rows, "t2", "> proto=", "f_rcpt", "t3")
+    rows = cut(rows, "t3", " helo=<", "t4", "f_helo")
+    rows = rows.with_columns(pl.col("f_helo").str.strip_suffix(">"), pl.lit(None, pl.String).alias("f_sasl_username"))
+    told = pl.concat_str("f_mail_from", "f_rcpt", "t4", "f_helo", separator=" ")
+    fits = (
+        ~told.str.contains("[<>;]")
+        & pl.col("t3").str.ends_with(">")
+        & ~pl.col("f_text").str.contains("; ", literal=True)
+    )
+    fits = fits.fill_null(value=False) | ~pl.col("tail").str.contains("; ", literal=True)
+    rows = rows.with_columns(fits=fits.fill_null(value=False), f_reply=pl.lit(None, pl.String))
+    rows = groups(rows, pl.when(~pl.col("fits")).then("tail"), _TRAILER, *names)
+    return rows.with_columns(pl.when("fits").then(f"f_{name}").otherwise(name).alias(name) for name in names)
+
+
 def sasl_failures(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Read failed authentications as access_events."""
-    rows = groups(rows, pl.col("message"), _SASL_FAILED, "src_host", "src_ip_raw", "auth_method", "why", "user")
-    why = pl.col("why").str
+    rows = peer(rows, pl.col("message").str.slice(len("warning: ")))
+    rows = cut(rows, "more", ", sasl_username=", "told", "user")
+    rows = cut(rows, "told", " authentication ", "how", "why")
+    method, why = pl.col("how").str.slice(len(": SASL ")), pl.col("why").str.to_lowercase().str
+    known = why.starts_with("failed") | why.starts_with("aborted")
+    good = known & ~method.str.contains(" ", literal=True) & pl.col("src_ip_raw").is_not_null()
     # The text may be a challenge in Base64 (UGFzc3dvcmQ6 is "Password:"); only known reasons are kept.
     reason = (
-        pl.when(why.contains("(?i)authentication failure")).then(pl.lit("authentication failure"))
-        .when(why.contains("(?i)connection lost")).then(pl.lit("connection lost to the authentication server"))
-        .when(why.contains("(?i)invalid authentication mechanism")).then(pl.lit("invalid mechanism"))
+        pl.when(why.contains("authentication failure", literal=True)).then(pl.lit("authentication failure"))
+        .when(why.contains("connection lost", literal=True)).then(pl.lit("connection lost to the authentication server"))
+        .when(why.contains("invalid authentication mechanism", literal=True)).then(pl.lit("invalid mechanism"))
         .otherwise(pl.lit("authentication failed"))
     )  # fmt: skip
-    rows = rows.with_columns(address("src_ip_raw"), reason=reason, outcome=pl.lit("failure"), session_id="pid")
-    return access(rows, pl.col("auth_method").is_not_null(), "SASL failure cut or damaged")
+    rows = rows.with_columns(auth_method=method, reason=reason, outcome=pl.lit("failure"), session_id="pid")
+    return access(rows, good.fill_null(value=False), "SASL failure cut or damaged")
 
 
 def tls(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Read TLS handshakes, of clients (src) and with next hops (dst)."""
-    rows = groups(rows, pl.col("message"), _TLS, "way", "name", "address", "tls_version", "tls_cipher")
-    inward = pl.col("way") == "from"
+    """Read TLS handshakes, of clients (src) and with next hops (dst).
+
+    Anonymous TLS connection established from h.example.com[192.0.2.1]: TLSv1.3 with cipher TLS_AES_256_GCM_SHA384 ...
+    """
+    rows = cut(rows, "message", ": ", "front", "back")
+    rows = cut(rows, "front", "[", "before", "at")
+    rows = cut(rows, "before", "ed from ", "begin", "src_host")
+    rows = cut(rows, "before", "ed to ", "begin_to", "relay_host")
+    rows = cut(rows, "back", " ", "tls_version", "with", "cipher", "tls_cipher", "bits")
+    rows = rows.with_columns(address=pl.lit("[") + pl.col("at"))
+    inward = pl.col("src_host").is_not_null()
+    good = (inward | pl.col("relay_host").is_not_null()) & pl.col("at").str.contains("]", literal=True)
+    good = good & (pl.col("with") == "with") & (pl.col("tls_cipher") != "")
     rows = rows.with_columns(
-        src_host=pl.when(inward).then("name"),
+        src_host=pl.when(pl.col("src_host") != "").then("src_host"),
         src_ip_raw=pl.when(inward).then(address("address")),
-        relay_host=pl.when(~inward).then("name"),
         dst_ip_raw=pl.when(~inward).then(address("address")),
         session_id="pid",
         event=pl.lit("tls"),
         outcome=pl.lit("success"),
     )
     kept = (*PEERED[:5], "relay_host", "dst_ip_raw", "tls_version", "tls_cipher")
-    return mail(rows, kept, pl.col("way").is_not_null(), "TLS line cut or damaged")
+    return mail(rows, kept, good.fill_null(value=False), "TLS line cut or damaged")
 
 
 def troubles(rows: pl.LazyFrame) -> pl.LazyFrame:

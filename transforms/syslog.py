@@ -7,6 +7,9 @@ become UTC: see `syslog_time`.
 """
 
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import polars as pl
 
@@ -25,11 +28,13 @@ from transforms.syslog_time import (
     time_trouble,
 )
 
-__all__ = ["LONGEST", "UNTAGGED", "count_years", "envelope", "plan_year", "refusal", "sniff", "unrepeat"]
+__all__ = ["LONGEST", "UNTAGGED", "count_years", "envelope", "in_parallel", "plan_year", "refusal", "sniff", "unrepeat"]
 
 LONGEST = 32 << 10  # bytes of a message; syslog daemons cut at 8 KiB
 UNTAGGED = ""  # program of a syslog line that names none
 
+T = TypeVar("T")
+_SLICE = 50_000  # rows that are worth a thread
 _STAMP = re.compile(STAMP)
 _TAG = re.compile(r"^(?:\S+ )?[^\s:\[\]]+(?:\[[^\]]*\]:?|:)(?: |$)")
 # pop3-login: Info: ... and imap(user)<pid><session>: ... of Dovecot's own log file
@@ -77,7 +82,8 @@ def envelope(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
     the program `syslog` or `journalctl`, a line without a tag the empty program.
     """
     frame = records.collect()
-    parts = _split(frame["raw"])
+    halves = in_parallel(lambda part: _split(part["raw"]), frame.select("raw"))
+    parts = halves[0] if len(halves) == 1 else pl.concat(halves)
     ts, basis = clock(parts, ctx)
     whole = (
         frame.select(list(RECORD_SCHEMA))
@@ -85,6 +91,16 @@ def envelope(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
         .hstack([ts.alias("ts"), basis.alias("ts_basis")])
     )
     return whole.select(list(SYSLOG_SCHEMA)).lazy()
+
+
+def in_parallel(read: Callable[[pl.DataFrame], T], frame: pl.DataFrame) -> list[T]:
+    """Apply `read` to slices of a large frame, one for each thread that Polars has; to the whole of a small one."""
+    threads = min(pl.thread_pool_size(), 8, frame.height // _SLICE)
+    if threads < 2:  # noqa: PLR2004
+        return [read(frame)]
+    step = -(-frame.height // threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(read, frame.iter_slices(step)))
 
 
 def refusal(ctx: Context) -> pl.Expr:

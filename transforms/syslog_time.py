@@ -86,11 +86,18 @@ def clock(parts: pl.DataFrame, ctx: Context) -> tuple[pl.Series, pl.Series]:
     else:
         ts = _utc(naive, ctx.tz)
         ts = (naive - offset).zip_with(absolute, ts) if absolute.any() else ts
+    if yearless.all() and not naive.has_nulls():
+        plain = "assumed_zone" if ctx.year_basis == "given" else "assumed_year"
+        return _aware(ts), pl.repeat(plain, len(ts), dtype=pl.String, eager=True)
     assumed = pl.lit("assumed_zone" if ctx.year_basis == "given" else "assumed_year")
     basis = pl.when("yearless").then(assumed).when("absolute").then(pl.lit("offset")).otherwise(pl.lit("assumed_zone"))
     table = pl.DataFrame({"absolute": absolute, "yearless": yearless, "known": naive.is_not_null()})
     basis = pl.when("known").then(basis)
-    return ts.cast(pl.Datetime("us")).dt.replace_time_zone("UTC"), table.select(basis).to_series()
+    return _aware(ts), table.select(basis).to_series()
+
+
+def _aware(ts: pl.Series) -> pl.Series:
+    return ts.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
 
 
 def time_trouble(ctx: Context) -> pl.Expr:
@@ -197,8 +204,11 @@ def _steps(month: pl.Series, before: pl.Series) -> pl.Series:
 
 def _place(month: pl.Series, intra: pl.Series, ctx: Context) -> pl.Series:
     """Give stamps without a year theirs: microseconds of local time since 1970, null where there is no such day."""
-    month = month.cast(pl.Int32).forward_fill()
     start = ctx.carry.get(CLOCK)
+    if start and not month.has_nulls() and month.min() == month.max() == start[1]:  # the usual block: one month
+        begin, end = _month_bounds(pl.Series([start[0] * 12 + start[1] - 1])).row(0)
+        return pl.repeat(None, len(month), dtype=pl.Int64, eager=True) if begin is None else _within(intra + begin, end)
+    month = month.cast(pl.Int32).forward_fill()
     first = int(month.drop_nulls()[0])
     month = month.fill_null(start[1] if start else first)
     before = month.shift(1, fill_value=start[1] if start else first)
@@ -215,7 +225,12 @@ def _place(month: pl.Series, intra: pl.Series, ctx: Context) -> pl.Series:
     ctx.carry[CLOCK] = (int(years[-1]), int(month[-1]))
     table = by_runs(years * 12 + month - 1, _month_bounds)
     naive = table["start"] + intra
-    return naive.set(~(naive < table["end"]).fill_null(value=False), None)
+    return _within(naive, table["end"])
+
+
+def _within(naive: pl.Series, end: pl.Series | int) -> pl.Series:
+    beyond = (naive >= end).fill_null(value=True)
+    return naive.set(beyond, None) if beyond.any() else naive
 
 
 def _month_bounds(months: pl.Series) -> pl.DataFrame:
@@ -232,8 +247,9 @@ def _zone(name: str) -> timezone | ZoneInfo:
         span = timedelta(hours=int(fixed[2]), minutes=int(fixed[3]))
         return timezone(-span if fixed[1] == "-" else span)
     try:
+        pl.Series([0]).cast(pl.Datetime("us")).dt.replace_time_zone(name)
         return ZoneInfo(name)
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, pl.exceptions.PolarsError) as error:
         raise UsageError(f"time zone {name!r} is not known", "give an IANA name or an offset such as +02:00") from error
 
 

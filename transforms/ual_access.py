@@ -125,7 +125,8 @@ def _client_columns() -> dict[str, pl.Expr]:
         "logon_type": _logon_type(),
         "external_access": _flag("ExternalAccess"),
         "mailbox_id": owner,
-        "principal_id": pl.coalesce(user, u.lower("UserKey")),
+        # an application reading alone is named ServicePrincipal_ and its object id, which sign-ins give bare
+        "principal_id": pl.coalesce(user, u.lower("UserKey")).str.strip_prefix("serviceprincipal_"),
         "effective_user": pl.coalesce(u.lower("SendAsUserSmtp", "SendOnBehalfOfUserSmtp"), other),
         "api_id": pl.when(app == u.GRAPH).then(app).when(app.is_not_null()).then(pl.lit(u.EXCHANGE_ONLINE)),
         "user_agent": pl.coalesce(u.text("ClientInfoString"), u.text("UserAgent")),

@@ -1,6 +1,5 @@
 """A hunt over an archive, and its record in the table `findings`."""
 
-import json
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,12 @@ def moment(text: str | None, *, end: bool = False) -> datetime | None:
     """
     if text is None:
         return None
+    given = text.strip()
     try:
-        day = date.fromisoformat(text)
+        day = date.fromisoformat(given)
     except ValueError:
         try:
-            when = datetime.fromisoformat(text)
+            when = datetime.fromisoformat(given)
         except ValueError as error:
             raise UsageError(f"{text}: no time", "ISO 8601, for example 2021-02-03 or 2021-02-03T04:00:00Z") from error
         return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
@@ -54,13 +54,13 @@ def hunt_archive(
     """
     from queries.engine import hunt
 
-    refresh(archive)
     window_from, window_to = moment(begin), moment(end, end=True)
     if window_from and window_to and window_from >= window_to:
-        raise UsageError(f"--from {begin} is not before --to {end}")
-    versions = archive.versions()
+        raise UsageError(f"the window begins at {begin} and ends at {end}", "give a begin (--from) that is before the end")
+    refresh(archive)
     result = hunt(
-        archive.connect(), window_from=window_from, window_to=window_to, detections=detections, budget=budget, archive_version=versions
+        archive.connect(), window_from=window_from, window_to=window_to, detections=detections, budget=budget,
+        archive_version=archive.versions(),
     )  # fmt: skip
     if record:
         _record(archive, result)
@@ -68,17 +68,36 @@ def hunt_archive(
 
 
 def _record(archive: Archive, result: "HuntResult") -> None:
-    answer = json.loads(result.to_json())
-    frame = result.to_frame()
+    answer, frame = result.to_dict(), result.to_frame()
     if frame.height:
-        archive.append("findings", frame, app_id=answer["run_id"])
+        archive.append("findings", frame, app_id=result.run_id)
     archive.custody(
         "hunt",
-        {"run_id": answer["run_id"], "window": answer["window"], "cases": len(answer["cases"]), "findings": frame.height},
-    )
+        {
+            "run_id": result.run_id, "window": answer["window"], "detections": answer["detections_run"],
+            "cases": len(result.cases), "findings": frame.height,
+        },
+    )  # fmt: skip
 
 
 def as_dict(result: "HuntResult") -> dict[str, Any]:
     """The hunt as ``hunt -t json`` has it."""
-    answer: dict[str, Any] = json.loads(result.to_json())
-    return answer
+    return result.to_dict()
+
+
+def told(result: "HuntResult") -> dict[str, Any]:
+    """The hunt as ``hunt -t json`` has it, and of each finding also what is its own: title, severity, entities, evidence rows in all."""
+    answer = result.to_dict()
+    own = {finding.finding_id: finding for finding in result.findings}
+    for case in answer["cases"]:
+        for entry in case["findings"]:
+            finding = own[entry["finding_id"]]
+            entry |= {
+                "title": finding.title,
+                "severity": finding.severity,
+                "tactics": list(finding.tactics),
+                "techniques": list(finding.techniques),
+                "entities": {key: list(values) for key, values in finding.entities.items()},
+            }
+            entry["evidence"]["count"] = finding.evidence.count
+    return answer | {"run_at": result.run_at, "beyond_budget": len(result.cases) - len(result.shown)}

@@ -142,7 +142,7 @@ def read(source: Source, refs: References, progress: Progress | None = None) -> 
     assert source.ctx is not None
     stream, _, _ = source.piece.open()
     with stream:
-        framer = Framer(stream, source.choice.framing, wrapped=source.choice.match.variant == "wrapped")
+        framer = Framer(stream, source.choice.framing)
         for records in framer.blocks(progress):
             yield _block(source, _mark_cut(source, records), refs)
         if source.identity.damage and source.identity.ends_with_newline:

@@ -1,7 +1,8 @@
 """The incident report of an archive: hunt, evidence rows, pictures, files."""
 
 import hashlib
-from datetime import UTC, datetime
+import os.path
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,10 @@ import polars as pl
 
 from archive.store import Archive
 from data_contracts.errors import UsageError
-from flows.pipeline.hunting import as_dict, hunt_archive
+from flows.pipeline.drawing import pictures_of
+from flows.pipeline.hunting import hunt_archive, told
 from flows.pipeline.ingesting import tool_version
-from reports import exports, incident, pictures
+from reports import exports, incident
 
 if TYPE_CHECKING:
     import duckdb
@@ -43,7 +45,7 @@ def write_report(
     clobber: bool = False,
     result: "HuntResult | None" = None,
 ) -> list[Path]:
-    """Hunts (unless a result is given) and writes the report's files and their manifest.
+    """Hunts (unless a result is given) and writes the report's files, pictures for Markdown, and the manifest of all.
 
     Raises:
         UsageError: no such kind, or a file is there already and `clobber` is not set.
@@ -58,13 +60,15 @@ def write_report(
     if result is None:
         result = hunt_archive(archive, begin=begin, end=end)
     material = gather(archive, result, title)
-    makers = {
+    makers: dict[str, Callable[[], str]] = {
         "html": lambda: incident.html(material),
         "md": lambda: incident.markdown(material),
         "csv": lambda: exports.findings_csv(material.hunt),
         "jsonl": lambda: exports.findings_jsonl(material.hunt),
     }
-    files = {_NAMES[k]: makers[k]().encode() for k in kinds}
+    files = {_NAMES[k]: makers[k]().encode() for k in dict.fromkeys(kinds)}
+    if "md" in kinds:
+        files |= {p.file: p.svg.encode() for p in material.pictures}
     files["manifest.json"] = exports.manifest(
         files, material.hunt, _inputs(archive), _sources(material.hunt["detections_run"]), material.tool_version
     ).encode()
@@ -79,7 +83,7 @@ def gather(archive: Archive, result: "HuntResult", title: str) -> incident.Mater
     """Everything that the report shows."""
     from queries.catalogue import catalogue
 
-    hunt = as_dict(result)
+    hunt = told(result)
     con = archive.connect()
     detections = {
         d.id: {
@@ -88,110 +92,92 @@ def gather(archive: Archive, result: "HuntResult", title: str) -> incident.Mater
         }
         for d in catalogue()
     }  # fmt: skip
+    register = archive.scan("evidence").sort("path", "member", "content_bytes").collect()
+    taken = register.filter(pl.col("status") != "refused")
+    folder, labels = _labels(taken)
     findings = [f for c in hunt["cases"] for f in c["findings"]]
-    rows = {f["finding_id"]: _rows(con, f) for f in findings}
-    register = archive.scan("evidence").filter(pl.col("status") != "refused").sort("path", "member").collect()
+    rows, named, times = _evidence_rows(con, findings, labels)
     return incident.Material(
-        hunt=hunt, detections=detections, rows=rows, evidence=_register(register), evidence_note=_note(archive, register),
-        pictures=_pictures(con, hunt), tool_version=tool_version(), title=title, made_at=datetime.now(UTC).replace(microsecond=0),
+        hunt=hunt, detections=detections, rows=rows, evidence=_register(taken, labels, named),
+        evidence_note=_note(taken, register.height - taken.height, folder), pictures=pictures_of(con, hunt, times),
+        tool_version=tool_version(), title=title, made_at=hunt["run_at"].replace(microsecond=0),
     )  # fmt: skip
 
 
-def _rows(con: "duckdb.DuckDBPyConnection", finding: dict[str, Any]) -> tuple[pl.DataFrame, int]:
-    """The first evidence rows of a finding, with where each lies, and how many there are in all."""
-    table, uids = finding["evidence"]["table"], finding["evidence"]["event_uids"]
-    columns = _SHOWN[table]
-    held = con.sql(
-        f"""
-        with files as (
-            select evidence_id, any_value(regexp_extract(path, '[^/]*$') || coalesce('!' || member, '')) as file
-            from evidence group by evidence_id
-        )
-        select {", ".join("e." + c for c in columns)}, e.event_uid, f.file, e.byte_offset
-        from {table} e left join files f using (evidence_id)
-        where e.event_uid in (select unnest($uids)) and e.date between $first::date and $last::date
-        order by e.ts, e.event_uid
-        """,
-        params={"uids": uids[:_ROWS_A_FINDING], "first": finding["first_seen"][:10], "last": finding["last_seen"][:10]},
-    ).pl()
-    filled = [c for c in held.columns if held[c].null_count() < held.height]
-    return held.select(filled), max(finding["evidence"].get("count", len(uids)), held.height)
+def _labels(taken: pl.DataFrame) -> tuple[str, pl.DataFrame]:
+    """The folder that all evidence has in common, and what each piece is called below it."""
+    paths = taken["path"].to_list()
+    folder = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths and all(os.path.isabs(p) for p in paths) else ""
+    cut = len(folder.rstrip("/")) + 1 if folder else 0
+    label = pl.col("path").str.slice(cut) + pl.lit("!") + pl.col("member")
+    named = taken.select("evidence_id", pl.coalesce(label, pl.col("path").str.slice(cut)).alias("file"))
+    return folder, named.unique("evidence_id", keep="first", maintain_order=True)
 
 
-def _register(register: pl.DataFrame) -> pl.DataFrame:
-    label = pl.col("path").str.extract(r"([^/]*)$") + pl.when(pl.col("member").is_not_null()).then("!" + pl.col("member")).otherwise(pl.lit(""))
-    return register.head(_EVIDENCE_SHOWN).select(
-        label.alias("file"), pl.col("evidence_id").str.slice(0, 16).alias("sha256 (first 16)"), "format", "records", "events", "continuations",
-        "ignored", "duplicates", "quarantined", pl.col("first_ts").alias("first event"), pl.col("last_ts").alias("last event"),
+def _evidence_rows(
+    con: "duckdb.DuckDBPyConnection", findings: list[dict[str, Any]], labels: pl.DataFrame
+) -> tuple[dict[str, tuple[pl.DataFrame, int]], set[str], dict[str, list[Any]]]:
+    """The first evidence rows of each finding with where each lies and how many there are in all; the files they lie in; event times.
+
+    One query for each table: an archive of years is not read once for every finding.
+    """
+    rows: dict[str, tuple[pl.DataFrame, int]] = {}
+    times: dict[str, list[Any]] = {}
+    files: set[str] = set()
+    for table, columns in _SHOWN.items():
+        of_table = [f for f in findings if f["evidence"]["table"] == table and f["evidence"]["event_uids"]]
+        if not of_table:
+            continue
+        held = con.sql(
+            f"""
+            select {", ".join(columns)}, event_uid, evidence_id, byte_offset::varchar as byte_offset from {table}
+            where event_uid in (select unnest($uids)) and date between $first::date and $last::date
+            order by ts, event_uid
+            """,
+            params={
+                "uids": sorted({u for f in of_table for u in f["evidence"]["event_uids"]}),
+                "first": min(f["first_seen"] for f in of_table)[:10], "last": max(f["last_seen"] for f in of_table)[:10],
+            },
+        ).pl().join(labels, on="evidence_id", how="left", maintain_order="left")  # fmt: skip
+        for finding in of_table:
+            own = held.filter(pl.col("event_uid").is_in(finding["evidence"]["event_uids"]))
+            times[finding["finding_id"]] = own["ts"].to_list()
+            shown = own.head(_ROWS_A_FINDING)
+            files |= set(shown["evidence_id"])
+            filled = [c for c in (*columns, "event_uid", "file", "byte_offset") if shown[c].null_count() < shown.height]
+            rows[finding["finding_id"]] = (shown.select(filled), max(finding["evidence"]["count"], shown.height))
+    return rows, files, times
+
+
+def _register(taken: pl.DataFrame, labels: pl.DataFrame, named: set[str]) -> pl.DataFrame:
+    """The register of evidence, files that hold evidence rows of the report first."""
+    sheet = taken.join(labels, on="evidence_id", how="left", maintain_order="left")
+    first = sheet.with_columns((~pl.col("evidence_id").is_in(list(named))).alias("other")).sort("other", maintain_order=True)
+    return first.head(_EVIDENCE_SHOWN).select(
+        "file", pl.col("evidence_id").alias("sha256"), "format", "records", "events", "continuations", "ignored", "duplicates", "quarantined",
+        pl.col("first_ts").alias("first event"), pl.col("last_ts").alias("last event"),
         pl.when(pl.col("tz_basis") == "assumed").then(pl.col("tz") + " (assumed)").otherwise(pl.col("tz")).alias("zone"),
     )  # fmt: skip
 
 
-def _note(archive: Archive, register: pl.DataFrame) -> str:
-    refused = archive.scan("evidence").filter(pl.col("status") == "refused").select(pl.len()).collect().item()
-    text = f"{register.height} pieces of evidence with {register['records'].sum():,} records: {register['events'].sum():,} events, "
-    text += f"{register['continuations'].sum():,} continuations, {register['ignored'].sum():,} ignored for a stated reason, "
-    text += f"{register['duplicates'].sum():,} duplicates, {register['quarantined'].sum():,} quarantined. {refused} files were refused."
-    more = register.height - _EVIDENCE_SHOWN
-    return text + (f" The first {_EVIDENCE_SHOWN} are listed; all hashes stand in manifest.json." if more > 0 else "")
+def _note(taken: pl.DataFrame, refused: int, folder: str) -> str:
+    text = f"{taken.height} pieces of evidence with {taken['records'].sum():,} records: {taken['events'].sum():,} events, "
+    text += f"{taken['continuations'].sum():,} continuations, {taken['ignored'].sum():,} ignored for a stated reason, "
+    text += f"{taken['duplicates'].sum():,} duplicates, {taken['quarantined'].sum():,} quarantined. "
+    text += f"{refused} files were refused. " if refused else "No file was refused. "
+    text += f"File names are below {folder}. " if folder else ""
+    if taken.height > _EVIDENCE_SHOWN:
+        text += f"{_EVIDENCE_SHOWN} files are listed, first those that hold rows shown above; manifest.json has the hashes of all."
+    return text.strip()
 
 
 def _inputs(archive: Archive) -> dict[str, str]:
-    rows = archive.scan("evidence").filter(pl.col("status") != "refused").select("path", "member", "evidence_id").collect()
-    return {p + (f"!{m}" if m else ""): e for p, m, e in rows.iter_rows()}
+    """The newest hash of each piece of evidence, by its path."""
+    rows = archive.scan("evidence").filter(pl.col("status") != "refused").sort("ingested_at", "content_bytes")
+    return {p + (f"!{m}" if m else ""): e for p, m, e in rows.select("path", "member", "evidence_id").collect().iter_rows()}
 
 
 def _sources(ids: list[str]) -> dict[str, str]:
     from queries.catalogue import find
 
     return {i: hashlib.sha256(find(i).path.read_bytes()).hexdigest() for i in ids}
-
-
-def _pictures(con: "duckdb.DuckDBPyConnection", hunt: dict[str, Any]) -> list[incident.Picture]:
-    return pictures_of(con, hunt) if hunt["cases"] else []
-
-
-def pictures_of(con: "duckdb.DuckDBPyConnection", hunt: dict[str, Any]) -> list[incident.Picture]:
-    """Timeline of the findings, tenants by day, and the balance of the journal mailboxes that were found."""
-    shown = [incident.Picture("Findings over time", "One lane per case; the bar spans its findings, times are UTC.", pictures.timeline(hunt["cases"]))]
-    days = con.sql(
-        """
-        select date, tenant_id, sum(n_ops)::bigint as n from context_days
-        where date between $first::date and $last::date and tenant_id is not null group by all order by all
-        """,
-        params={"first": hunt["window"]["from"][:10], "last": hunt["window"]["to"][:10]},
-    ).pl()  # fmt: skip
-    marks = _marks(hunt)
-    if days.height:
-        marked = days.join(marks, on=["date", "tenant_id"], how="left").with_columns(pl.col("n_suspicious").fill_null(0))
-        caption = "Operations of each tenant by UTC day; marked days carry findings of the cases."
-        shown.append(incident.Picture("Tenants over time", caption, pictures.tenant_time(marked)))
-    boxes = sorted({m for c in hunt["cases"] for f in c["findings"] if f["detection"].startswith("X01") for m in c["entities"]["mailboxes"]})
-    if boxes:
-        ledger = con.sql(
-            """
-            select date, mailbox_id, sum(delivered)::bigint as delivered, sum(retrieved)::bigint as retrieved from journal_hours
-            where mailbox_id in (select unnest($boxes)) and date between $first::date and $last::date group by all order by all
-            """,
-            params={"boxes": boxes, "first": hunt["window"]["from"][:10], "last": hunt["window"]["to"][:10]},
-        ).pl()  # fmt: skip
-        if ledger.height:
-            caption = "Messages delivered into the journal mailbox and retrieved from it by UTC day: every message should leave once."
-            shown.append(incident.Picture("Balance of the journal", caption, pictures.ledger(ledger)))
-    return shown
-
-
-def _marks(hunt: dict[str, Any]) -> pl.DataFrame:
-    """Days of the findings by tenant."""
-    rows = [
-        {"tenant_id": tenant, "first": f["first_seen"][:10], "last": f["last_seen"][:10]}
-        for c in hunt["cases"]
-        for f in c["findings"]
-        for tenant in (f.get("entities") or c["entities"])["tenant_ids"]
-    ]
-    empty = pl.DataFrame(schema={"date": pl.Date, "tenant_id": pl.String, "n_suspicious": pl.Int64})
-    if not rows:
-        return empty
-    spans = pl.DataFrame(rows).with_columns(pl.col("first", "last").str.to_date())
-    days = spans.with_columns(pl.date_ranges("first", "last").alias("date")).explode("date", empty_as_null=True)
-    return days.group_by("date", "tenant_id").agg(pl.len().cast(pl.Int64).alias("n_suspicious"))

@@ -101,7 +101,7 @@ def test_both_ways_of_counting_agree(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "protocol_enum",
         "event_uid_pattern",
         "src_port_minimum",
-        "cert_is_hex",
+        "evidence_id_pattern",
     }
     assert set(counts[0].values()) == {3}
 

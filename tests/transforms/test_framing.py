@@ -94,7 +94,7 @@ def test_deep_nesting_is_refused_before_anything_decodes_it() -> None:
 
 def test_wrapped_answers_give_their_elements() -> None:
     data = b'{"@odata.context": "x", "value": [{"Id": 1}, {"Id": 2}], "next": "y"}'
-    assert framed(data, "json", wrapped=True)["raw"].to_list() == ['{"Id": 1}', '{"Id": 2}']
+    assert framed(data, "json")["raw"].to_list() == ['{"Id": 1}', '{"Id": 2}']
 
 
 def test_head_leaves_out_the_cut_line() -> None:

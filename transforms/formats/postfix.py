@@ -17,8 +17,8 @@ import polars as pl
 
 from transforms import postfix_rows as rare
 from transforms.model import QUARANTINED, Context, Format
-from transforms.postfix_rows import PEERED, ROW, access, address, domain, groups, mail
-from transforms.syslog import refusal, unrepeat
+from transforms.postfix_rows import PEERED, ROW, access, address, cut, domain, groups, mail, peer
+from transforms.syslog import in_parallel, refusal, unrepeat
 
 _LOCAL = ("local", "virtual", "pipe", "lmtp")
 _STATES = {"deferred": "defer", "bounced": "bounce", "undeliverable": "bounce", "expired": "expire"}
@@ -47,8 +47,8 @@ def parse(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
     """
     frame = records.drop("raw", strict=False).collect()
     programs = frame["program"].unique().drop_nulls()
-    daemons = {name: name.rsplit("/", 1)[-1] for name in programs}
-    op_raw = frame["program"].replace_strict(daemons, default=None, return_dtype=pl.String)
+    daemons = pl.Series([name.rsplit("/", 1)[-1] for name in programs], dtype=pl.String)
+    op_raw = daemons.gather(frame["program"].cast(pl.Enum(programs)).to_physical())
     frame = frame.drop("program").with_columns(op_raw.alias("op_raw"), source=pl.lit("postfix"))
     parts: list[pl.LazyFrame] = []
     refused = frame.select(refusal(ctx)).to_series().alias("reason")
@@ -56,17 +56,19 @@ def parse(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
         bad = frame.with_columns(refused, disposition=pl.lit(QUARANTINED)).lazy().filter(pl.col("reason").is_not_null())
         parts.append(bad.select(*ROW, "disposition", "reason"))
         frame = frame.filter(refused.is_null())
+    for some in in_parallel(_read, frame):
+        parts += some
+    return pl.concat(parts, how="diagonal")
+
+
+def _read(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     frame = unrepeat(frame)
     message = frame["message"].str
     session = message.starts_with(_SESSION[0]) | message.starts_with(_SESSION[1])
     queued = message.contains(_QUEUED)
-    named = frame.lazy().filter(queued).with_columns(
-        pl.col("message").str.splitn(": ", 2).struct.rename_fields(["queue_id", "body"]).alias("_")
-    )  # fmt: skip
-    parts += _bodies(named.unnest("_").drop("message").collect())
-    parts += _without_queue_id(frame.filter(~(queued | session)))
-    parts.append(_sessions(frame.lazy().filter(session)))
-    return pl.concat(parts, how="diagonal")
+    named = cut(frame.lazy().filter(queued), "message", ": ", "queue_id", "body").drop("message").collect()
+    others = _without_queue_id(frame.filter(~(queued | session)))
+    return [*_bodies(named), _sessions(frame.lazy().filter(session)), *others]
 
 
 def _bodies(frame: pl.DataFrame) -> list[pl.LazyFrame]:
@@ -108,11 +110,11 @@ def _deliveries(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 def _cut_delivery(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Cut a delivery into its fields; `fits` tells where they are the usual ones and no address is quoted."""
-    rows = _split(rows, "body", " (", "fields", "text")
-    rows = _split(rows, "fields", ", relay=", "who", "how")
-    rows = _split(rows, "who", ">, orig_to=<", "rcpt", "orig_rcpt")
-    rows = _split(rows, "how", ", ", "relay", "delay", "delays", "dsn", "status", "more")
-    rows = _split(rows, "relay", "[", "relay_host", "at")
+    rows = cut(rows, "body", " (", "fields", "text")
+    rows = cut(rows, "fields", ", relay=", "who", "how")
+    rows = cut(rows, "who", ">, orig_to=<", "rcpt", "orig_rcpt")
+    rows = cut(rows, "how", ", ", "relay", "delay", "delays", "dsn", "status", "more")
+    rows = cut(rows, "relay", "[", "relay_host", "at")
     fits = pl.all_horizontal(pl.col(name).str.starts_with(f"{name}=") for name in ("delay", "delays", "dsn", "status"))
     fits = fits & pl.col("who").str.ends_with(">") & ~pl.col("who").str.contains('"', literal=True)
     fits = fits & pl.col("more").is_null() & pl.col("text").is_not_null()
@@ -129,15 +131,10 @@ def _cut_delivery(rows: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _split(rows: pl.LazyFrame, column: str, by: str, *names: str) -> pl.LazyFrame:
-    parts = pl.col(column).str.splitn(by, len(names)).struct.rename_fields(list(names))
-    return rows.with_columns(parts.alias("_")).unnest("_")
-
-
 def _queueings(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Read `from=<...>, size=..., nrcpt=... (queue active)`, or its `status=expired, returned to sender`."""
-    rows = _split(rows, "body", ", ", "p0", "p1", "p2")
-    rows = _split(rows.with_columns(pl.col("p2").str.slice(6)), "p2", " ", "n", "why")
+    rows = cut(rows, "body", ", ", "p0", "p1", "p2")
+    rows = cut(rows.with_columns(pl.col("p2").str.slice(6)), "p2", " ", "n", "why")
     size, count = (pl.col(name).cast(pl.Int64, strict=False) for name in ("size", "n"))
     rows = rows.with_columns(size=pl.col("p1").str.slice(5)).with_columns(size_bytes=size, n_rcpt=count)
     quoted = pl.col("p0").str.contains('"', literal=True)
@@ -160,7 +157,7 @@ def _queueings(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _message_ids(rows: pl.LazyFrame) -> pl.LazyFrame:
-    rows = _split(rows, "body", "=", "key", "id")
+    rows = cut(rows, "body", "=", "key", "id")
     ident = pl.when(pl.col("id") != "").then("id")
     rows = rows.with_columns(message_id=ident, event=pl.lit("cleanup"), outcome=pl.lit("success"))
     return mail(rows, ("queue_id", "event", "outcome", "message_id"))
@@ -172,22 +169,6 @@ def _removals(rows: pl.LazyFrame) -> pl.LazyFrame:
     )  # fmt: skip
 
 
-def _peer(rows: pl.LazyFrame, text: pl.Expr) -> pl.LazyFrame:
-    """Read `name[address]more` and `name[address]:port more` as src_host, src_ip_raw, more; null where it is cut."""
-    rows = _split(rows.with_columns(peer=text), "peer", "[", "src_host", "peer_at")
-    rows = _split(rows, "peer_at", "]", "ip", "more")
-    rows = groups(rows, pl.when(pl.col("more").str.starts_with(":")).then("more"), r"^:(\d+)(.*)$", "port", "after")
-    ported = pl.col("port").is_not_null()
-    address_and_port = pl.concat_str(pl.lit("["), "ip", pl.lit("]:"), "port")
-    rows = rows.with_columns(
-        src_ip_raw=pl.when(ported).then(address_and_port).otherwise("ip"),
-        more=pl.when(ported).then("after").otherwise("more"),
-    )
-    whole = pl.col("more").is_not_null() & ~pl.col("src_host").str.contains(" ", literal=True)
-    host = pl.when(pl.col("src_host") != "").then("src_host")
-    return rows.with_columns(src_ip_raw=pl.when(whole).then("src_ip_raw"), src_host=host)
-
-
 def _clients(rows: pl.LazyFrame) -> list[pl.LazyFrame]:
     """Read `client=`: the reception of a message, or with a SASL user an authentication for it.
 
@@ -195,13 +176,13 @@ def _clients(rows: pl.LazyFrame) -> list[pl.LazyFrame]:
     """
     rows = rows.with_columns(event=pl.lit("receive"), outcome=pl.lit("success"))
     sasl, text = pl.col("body").str.contains(", sasl_", literal=True), pl.col("body").str.slice(7)
-    received, more = _peer(rows.filter(~sasl), text), pl.col("more")
+    received, more = peer(rows.filter(~sasl), text), pl.col("more")
     whole = pl.col("src_ip_raw").is_not_null() & ((more == "") | more.str.starts_with(", orig_"))
     kept = ("queue_id", "event", "outcome", "src_host", "src_ip_raw")
     received = mail(received, kept, whole.fill_null(value=False), "client line cut or damaged")
-    signed = _split(_peer(rows.filter(sasl), text), "more", ", sasl_method=", "before", "method")
-    signed = _split(signed, "method", ", sasl_username=", "auth_method", "named")
-    signed = _split(signed, "named", ", sasl_sender=", "user", "sender")
+    signed = cut(peer(rows.filter(sasl), text), "more", ", sasl_method=", "before", "method")
+    signed = cut(signed, "method", ", sasl_username=", "auth_method", "named")
+    signed = cut(signed, "named", ", sasl_sender=", "user", "sender")
     signed = signed.with_columns(reason=pl.lit(None, pl.String)).rename({"queue_id": "session_id"})
     good = ((pl.col("user") != "") & pl.col("src_ip_raw").is_not_null()).fill_null(value=False)
     return [received, access(signed, good, "client line cut or damaged")]
@@ -211,7 +192,7 @@ def _sessions(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Read `connect from name[address]` and `disconnect from name[address] ehlo=1 auth=0/1 quit=1 commands=2/3`."""
     begun = pl.col("message").str.starts_with("c")
     text = pl.when(begun).then(pl.col("message").str.slice(len(_SESSION[0])))
-    rows = _peer(rows, text.otherwise(pl.col("message").str.slice(len(_SESSION[1]))))
+    rows = peer(rows, text.otherwise(pl.col("message").str.slice(len(_SESSION[1]))))
     more = pl.col("more")
     rows = rows.with_columns(
         status_text=pl.when(more != "").then(more.str.strip_prefix(" ")),
