@@ -9,7 +9,7 @@ validation/        results of the quality gate
 import threading
 import tomllib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,17 @@ class Archive:
         if found is None:
             return pl.LazyFrame(schema=contract(table).polars_schema)
         return scan_files(self.place, self._full(found, dates), found.schema, found.table.partitioned_by)
+
+    def reader(self, table: str) -> Callable[[Sequence[date] | None], pl.LazyFrame]:
+        """`scan` bound to the version that is current now: the transaction log is read once for many days."""
+        found = delta.snapshot(self.place, table)
+
+        def rows(dates: Sequence[date] | None) -> pl.LazyFrame:
+            if found is None:
+                return pl.LazyFrame(schema=contract(table).polars_schema)
+            return scan_files(self.place, self._full(found, dates), found.schema, found.table.partitioned_by)
+
+        return rows
 
     def files(self, table: str, dates: Sequence[date] | None = None, version: int | None = None) -> list[str]:
         """Full paths or URIs of the files that the current (or given) version names, in sorted order."""

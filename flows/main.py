@@ -9,7 +9,7 @@ from flows.commands import analyse, collect
 
 app = typer.Typer(
     name="gatehound",
-    help="Forensics for e-mail gateways: who used a credential, from where, against which tenants; what was read; what left.",
+    help="Forensics for e-mail gateways: who used a credential, from where, against which tenants; what was read, what left.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,7 +27,7 @@ def run() -> None:
     try:
         app()
     except GatehoundError as error:
-        sys.stderr.write(f"Error: {error}\n")
+        _complain(str(error))
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -35,6 +35,18 @@ def run() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted; what was committed stays, the rest can be ingested again.\n")
         raise SystemExit(130) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(f"{error.filename}: {error.strerror or 'cannot be used'}")
+        raise SystemExit(2) from None
+
+
+def _complain(text: str) -> None:
+    """A message on stderr; a name or a value in it can't act on the terminal."""
+    from reports.escape import code
+
+    sys.stderr.write(f"Error: {code(text)}\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""stdout is data, stderr is talk: tables, CSV, JSON, JSON lines, Parquet and Markdown; nothing a log says can act on them."""
+"""stdout is data, stderr is talk: tables, CSV, JSON, JSON lines, Parquet, Markdown. Nothing that a log says acts on them."""
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _NARROWEST_CELL = 14  # a text column is not squeezed below
 _GAP = 3  # between two columns
+_LABEL = re.compile(r"(?:^|_)(?:port|asn|year|no|offset|byte|version)$|^at byte$|^record$")  # numbers that nobody adds up
 _MOST_ROWS = 1000  # of a table on a terminal; the other formats have all
 _WIDE = 160  # of a table that goes to a file
 
@@ -119,9 +121,11 @@ def emit_frame(
             raise UsageError("Parquet is not for a terminal", "send it to a file: ... -t parquet > rows.parquet")
         frame.write_parquet(sys.stdout.buffer)
     elif fmt is OutputFormat.md:
-        write((f"## {title}\n\n" if title else "") + markdown(frame.rename(dict(labels or {}))) + ("\n" if title else ""))
+        write(
+            (f"## {title}\n\n" if title else "") + markdown(frame.rename(dict(labels or {}), strict=False)) + ("\n" if title else "")
+        )
     else:
-        _show(frame.rename(dict(labels or {})), title, {(labels or {}).get(c, c) for c in prose})
+        _show(frame.rename(dict(labels or {}), strict=False), title, {(labels or {}).get(c, c) for c in prose})
 
 
 def markdown(frame: "pl.DataFrame") -> str:
@@ -137,7 +141,11 @@ def _show(frame: "pl.DataFrame", title: str | None, prose: set[str]) -> None:
     """As a table where it fits, else one block of lines for each row."""
     from rich.cells import cell_len
 
-    rows = [[_cell(v) for v in row] for row in frame.head(_MOST_ROWS).iter_rows()]
+    labels = [_LABEL.search(name) is not None for name in frame.columns]
+    rows = [
+        [plain(v) if is_label else _cell(v) for v, is_label in zip(row, labels, strict=True)]
+        for row in frame.head(_MOST_ROWS).iter_rows()
+    ]
     headings = [plain(c) for c in frame.columns]
     needed = [max([cell_len(h), *(cell_len(r[i]) for r in rows)]) for i, h in enumerate(headings)]
     fixed = [t.is_numeric() or t.is_temporal() for t in frame.dtypes]
@@ -182,7 +190,9 @@ def _table(
     table = Table(box=SIMPLE_HEAD, title=heading, title_justify="left", header_style="bold", padding=(0, 1))
     for name, kind, wraps, size in zip(headings, kinds, prose, widths, strict=True):
         justify: Any = "right" if kind.is_numeric() else "left"
-        table.add_column(Text(name), justify=justify, overflow="fold" if wraps else "ellipsis", no_wrap=not wraps, width=size)
+        table.add_column(
+            Text(name), justify=justify, overflow="fold" if wraps else "ellipsis", no_wrap=not wraps, width=size
+        )
     return table
 
 
@@ -211,5 +221,3 @@ def _cell(value: object) -> str:
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
         return f"{value:,}"
     return plain(value)
-
-

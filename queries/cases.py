@@ -6,6 +6,8 @@ Findings are linked by what an intruder carries from one place to the next and a
   tenants knew before;
 - a client fingerprint that few tenants knew before;
 - a credential or a principal of one tenant, and a mailbox where the finding names only a few;
+- a declared network, and nothing else, where all sources of a finding are declared and it weighs little: a change
+  of the vendor's egress is one case of its own, and is not drawn into an intruder's by the credentials that both used;
 - a credential that opens several tenants links two findings only where both come from such a source: all customers of
   the vendor share it, and everything would become one case otherwise, while two strangers with one key are most likely
   one.
@@ -203,6 +205,9 @@ def link(findings: Sequence[Finding], around: Surroundings) -> list[list[Finding
 def _keys(finding: Finding, around: Surroundings) -> set[Key]:
     """What links the finding; a credential of many tenants only counts beside a strange source."""
     day, tenants = finding.first_seen.date(), finding.entities["tenant_ids"]
+    nets = finding.entities["source_networks"]
+    if finding.severity in ("info", "low") and nets and all(net in around.declared for net in nets):
+        return {("egress", net) for net in nets}
     keys = _source_keys(finding, around)
     has_strange_source = bool(keys)
     clients = [client for client in finding.facts.get("client_fps") or () if client is not None]
@@ -305,7 +310,7 @@ def _summary(findings: Sequence[Finding], entities: Mapping[str, tuple[str, ...]
     who = entities["credential_ids"] or entities["principal_ids"] or entities["app_ids"]
     kind = "credential" if entities["credential_ids"] else "principal" if entities["principal_ids"] else "application"
     subject = f"{kind}{'s' if len(who) > 1 else ''} {plain(who)}" if who else "an unnamed caller"
-    parts = [f"From {iso(first)} to {iso(last)}, {subject}"]
+    parts = [f"From {plain(first)} to {plain(last)}, {subject}"]
     if entities["source_networks"]:
         parts.append(f"from {plain(entities['source_networks'])}")
     if entities["tenant_ids"]:

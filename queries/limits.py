@@ -59,13 +59,16 @@ def _absent_sources(con: "duckdb.DuckDBPyConnection", first: date, last: date) -
 
 
 def _missing_days(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[str]:
-    """Days without a row, by protocol and tenant, where the tenant has rows of that protocol on other days."""
+    """Days without a row, by protocol and tenant, where the tenant has ten rows of that protocol on most days; where
+    they are rare anyway, a day without says nothing."""
     statement = """
 with present as (
-    select distinct protocol, tenant_id, date from context_days where date between $first - 30 and $last
+    select protocol, tenant_id, date, sum(n_rows) as n from context_days where date between $first - 30 and $last
+    group by protocol, tenant_id, date
 ),
 spans as (
-    select protocol, tenant_id from present group by protocol, tenant_id having count(*) >= 3
+    select protocol, tenant_id from present group by protocol, tenant_id
+    having count(*) >= 3 and count(*) >= 0.8 * (date_diff('day', min(date), $last) + 1) and sum(n) >= 10 * count(*)
 ),
 days as (select cast(unnest(generate_series($first, $last, interval 1 day)) as date) as date)
 select s.protocol, s.tenant_id, list(d.date order by d.date) as days
@@ -165,14 +168,15 @@ def _no_asn(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[s
         found.append(
             "No autonomous systems are known (load asn.csv before ingest): sources are compared by network only."
         )
-    if rows and nets < rows:
+    if rows and rows - nets >= 0.0005 * rows:
         found.append(f"{100 * (rows - nets) / rows:.1f} % of the access contexts have no client address.")
     return found
 
 
 def _times(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[str]:
     statement = """
-select format, coalesce(tz, 'UTC'), tz_basis = 'assumed', year_basis = 'file_time', count(*)
+select format, case when tz_basis = 'assumed' then coalesce(tz, 'UTC') end, tz_basis = 'assumed',
+    year_basis = 'file_time', count(*)
 from evidence
 where status <> 'refused' and cast(first_ts as date) <= ? and cast(last_ts as date) >= ?
     and (tz_basis = 'assumed' or year_basis = 'file_time')
@@ -195,10 +199,9 @@ def _refused(con: "duckdb.DuckDBPyConnection", _first: date, _last: date) -> lis
         "group by all order by 3 desc, 1, 2 limit ?",
         [MOST_LINES],
     ).fetchall()
-    found = [
-        f"{n:,} {plain(name)} record(s) are in quarantine and took no part: {plain(reason)}."
-        for name, reason, n in rows
-    ]
+    reasons = "; ".join(f"{plain(reason)} ({plain(name)}, {n:,})" for name, reason, n in rows)
+    total = sum(n for _, _, n in rows)
+    found = [f"{total:,} records are in quarantine and took no part: {reasons}."] if rows else []
     ((refused,),) = con.execute("select count(*) from evidence where status = 'refused'").fetchall()
     if refused:
         found.append(f"{refused} piece(s) of evidence were refused as a whole.")

@@ -21,7 +21,7 @@ def plain(value: Any) -> str:  # noqa: PLR0911 - one line per kind of value
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return iso(value)
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, float):

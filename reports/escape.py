@@ -11,7 +11,7 @@ import polars as pl
 _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"  # full-width forms too: some spreadsheets fold them
 _UNPRINTABLE = r"[\p{C}\p{Zl}\p{Zp}]"
 _MARKDOWN = str.maketrans({c: "\\" + c for c in "\\`*[]|~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
-_LINE_START = re.compile(r"^(?:[-+=#:]|\d+(?=[.)]))")
+_LINE_START = re.compile(r"^(?:[-+=#]|\d+(?=[.)](?:\s|$)))")
 _UNDERSCORE = re.compile(r"(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")  # inside a word it is no emphasis
 _LINK = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)  # what Markdown viewers turn into links by themselves
 

@@ -51,7 +51,11 @@ def findings_jsonl(hunt: Mapping[str, Any]) -> str:
 
 
 def manifest(
-    files: Mapping[str, bytes], hunt: Mapping[str, Any], inputs: Mapping[str, str], detections: Mapping[str, str], tool_version: str
+    files: Mapping[str, bytes],
+    hunt: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    detections: Mapping[str, str],
+    tool_version: str,
 ) -> str:
     """What a report was made from and what it consists of.
 
@@ -62,15 +66,20 @@ def manifest(
         detections: id to sha256 of the detection's source.
         tool_version: version of gatehound.
     """
-    return to_json(
-        {
-            "tool": "gatehound",
-            "tool_version": tool_version,
-            "run_id": hunt["run_id"],
-            "window": hunt["window"],
-            "archive_version": dict(sorted(hunt["archive_version"].items())),
-            "detections": dict(sorted(detections.items())),
-            "evidence": dict(sorted(inputs.items())),
-            "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in sorted(files.items())},
-        }
-    ) + "\n"
+    return (
+        to_json(
+            {
+                "tool": "gatehound",
+                "tool_version": tool_version,
+                "run_id": hunt["run_id"],
+                "window": hunt["window"],
+                "archive_version": dict(sorted(hunt["archive_version"].items())),
+                "detections": dict(sorted(detections.items())),
+                "evidence": dict(sorted(inputs.items())),
+                "files": {
+                    n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in sorted(files.items())
+                },
+            }
+        )
+        + "\n"
+    )

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from reports.escape import fence, iso, md, plain
+from reports.escape import code, fence, iso, md, plain
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 _CELL = 300
 _SEVERITIES = ("critical", "high", "medium", "low", "info")
+_SERIOUS = ("critical", "high")
+_WORST = 3
+_SUBJECTS = (("credential_ids", "credential"), ("principal_ids", "principal"), ("app_ids", "application"))
 _WHO = (
     ("Tenants", "tenant_ids"), ("Credentials", "credential_ids"), ("Principals", "principal_ids"), ("Applications", "app_ids"),
     ("Source networks", "source_networks"), ("Source addresses", "source_ips"), ("Mailboxes", "mailboxes"),
@@ -25,11 +29,12 @@ _WHO = (
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture of the report: SVG text, with what it shows."""
+    """A picture of the report: SVG text, with what it shows, and the name of its file beside the Markdown."""
 
     title: str
     caption: str
     svg: str
+    file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +42,10 @@ class Material:
     """What a report is made from.
 
     Attributes:
-        hunt: the hunt as in ``hunt -t json``.
+        hunt: the hunt as in ``hunt -t json``; its findings also carry title, severity, entities and evidence.count.
         detections: by id: title, hypothesis, techniques, blind_spots, runbook, false_positives.
         rows: by finding id: evidence rows to show, and how many there are in all.
-        evidence: register of evidence, columns as they are to be shown.
+        evidence: register of evidence, columns as they are to be shown; `evidence_note` says what it adds up to.
         pictures: in order.
         tool_version, title, made_at: stated in the report.
     """
@@ -58,13 +63,24 @@ class Material:
 
 def html(material: Material) -> str:
     """One self-contained HTML file; nothing in it comes from elsewhere, everything a log said is escaped."""
-    return _environment().get_template("incident.html.j2").render(r=_view(material))
+    return _environment().get_template("incident.html.j2").render(r=_clean(_view(material)))
 
 
 def markdown(material: Material) -> str:
     """The same as Markdown."""
-    text = _environment().get_template("incident.md.j2").render(r=_view(material))
+    text = _environment().get_template("incident.md.j2").render(r=_clean(_view(material)))
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _clean(value: Any, key: str = "") -> Any:
+    """The same with every text in one line and no character that a viewer acts on; a statement keeps its lines."""
+    if isinstance(value, str):
+        return code(value) if key == "sql" else plain(value)
+    if isinstance(value, Mapping):
+        return {name: _clean(held, name) for name, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(held, key) for held in value]
+    return value
 
 
 @cache
@@ -75,16 +91,10 @@ def _environment() -> "Environment":
         return name is None or ".html" in name
 
     env = Environment(
-        loader=PackageLoader("reports", "templates"), autoescape=escapes, undefined=StrictUndefined, trim_blocks=False
+        loader=PackageLoader("reports", "templates"), autoescape=escapes, undefined=StrictUndefined, trim_blocks=True
     )
-    env.filters.update(when=_when, listed=_listed, md=_Markdown.escape, fence=fence)
+    env.filters.update(when=_when, listed=_listed, md=md, fence=fence, code=code, plain=plain)
     return env
-
-
-class _Markdown:
-    @staticmethod
-    def escape(value: object) -> str:
-        return md(value)
 
 
 def _when(text: str) -> str:
@@ -105,10 +115,6 @@ def _cut(text: str, size: int) -> str:
 def _view(m: Material) -> dict[str, Any]:
     """What the templates show."""
     cases = [_case(c, m) for c in m.hunt["cases"]]
-    counts: dict[str, int] = {}
-    for case in cases:
-        for finding in case["findings"]:
-            counts[finding["detection"]] = counts.get(finding["detection"], 0) + 1
     window = m.hunt["window"]
     return {
         "title": m.title,
@@ -116,21 +122,30 @@ def _view(m: Material) -> dict[str, Any]:
         "made_at": iso(m.made_at),
         "hunt": m.hunt,
         "window_text": f"{_when(window['from'])} to {_when(window['to'])} UTC",
-        "summary": _summary(m, cases),
+        "lead": _lead(m, cases),
+        "worst": [
+            {"rank": c["rank"], "severity": c["severity"], "text": _told(c), "sign": _sign(c)} for c in _serious(cases)
+        ],
+        "concerned": _concerned(cases),
+        "bounds": _bounds(m),
         "cards": _cards(cases),
         "cases": cases,
-        "hidden": m.hunt.get("cut", ""),
+        "hidden": _hidden(m.hunt.get("beyond_budget", 0)),
+        "steps": _steps(cases),
         "pictures": [
-            {"title": p.title, "caption": p.caption, "base64": base64.b64encode(p.svg.encode()).decode()} for p in m.pictures
+            {
+                "title": p.title,
+                "caption": p.caption,
+                "file": p.file,
+                "base64": base64.b64encode(p.svg.encode()).decode(),
+            }
+            for p in m.pictures
         ],
-        "detections": [
-            {"id": i, "title": m.detections[i]["title"], "hypothesis": m.detections[i]["hypothesis"], "findings": counts.get(i, 0)}
-            for i in m.hunt["detections_run"]
-        ],
+        "detections": _detections(m, cases),
         "evidence": _table(m.evidence),
         "evidence_note": m.evidence_note,
         "versions": ", ".join(f"{t} {v}" for t, v in sorted(m.hunt["archive_version"].items())),
-    }  # fmt: skip
+    }
 
 
 def _case(case: Mapping[str, Any], m: Material) -> dict[str, Any]:
@@ -141,18 +156,44 @@ def _case(case: Mapping[str, Any], m: Material) -> dict[str, Any]:
         if shown is not None and shown[0].height:
             rows = _table(shown[0]) | {"shown": shown[0].height, "total": f"{shown[1]:,}"}
         findings.append({**finding, "meta": m.detections[finding["detection"]], "rows": rows})
-    titles = list(dict.fromkeys(f["meta"]["title"] for f in findings))
-    heading = titles[0] if len(titles) == 1 else f"{titles[0]} (and {len(titles) - 1} more kinds of finding)"
+    titles = list(dict.fromkeys(f["title"] for f in sorted(findings, key=_by_score)))
+    more = len(titles) - 1
+    heading = titles[0] + (f", and {more} more kind{'s' if more > 1 else ''} of finding" if more else "")
     who = [(name, case["entities"][key]) for name, key in _WHO if case["entities"].get(key)]
-    return {**case, "heading": heading, "findings": findings, "who": who}
+    used = list(dict.fromkeys(f["detection"] for f in findings))
+    kinds = [
+        {"id": i, **m.detections[i], "title": next(f["title"] for f in findings if f["detection"] == i)} for i in used
+    ]
+    return {**case, "heading": heading, "findings": findings, "who": who, "kinds": kinds}
+
+
+def _by_score(finding: Mapping[str, Any]) -> tuple[float, str, str]:
+    return -finding["score"], finding["first_seen"], finding["finding_id"]
+
+
+def _steps(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """All findings in order of time."""
+    found = [{**f, "rank": c["rank"], "where": f["entities"]["tenant_ids"]} for c in cases for f in c["findings"]]
+    return sorted(found, key=lambda f: (f["first_seen"], f["finding_id"]))
+
+
+def _detections(m: Material, cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    counts = Counter(f["detection"] for c in cases for f in c["findings"])
+    known = [(i, m.detections[i]) for i in m.hunt["detections_run"]]
+    return [{"id": i, "title": d["title"], "hypothesis": d["hypothesis"], "findings": counts[i]} for i, d in known]
+
+
+def _hidden(beyond: int) -> str:
+    if not beyond:
+        return ""
+    cases = "1 further case lies" if beyond == 1 else f"{beyond} further cases lie"
+    return f"{cases} beyond the budget and are not shown here; the table findings holds them."
 
 
 def _table(frame: pl.DataFrame) -> dict[str, Any]:
     """Headers and cells of a table: numbers to the right, times in one line, long text cut."""
     kinds = ["n" if t.is_numeric() else "t" if t.is_temporal() else "" for t in frame.dtypes]
-    cells = [
-        [{"kind": k, "text": _text(v)} for k, v in zip(kinds, row, strict=True)] for row in frame.iter_rows()
-    ]
+    cells = [[{"kind": k, "text": _text(v)} for k, v in zip(kinds, row, strict=True)] for row in frame.iter_rows()]
     return {"columns": frame.columns, "cells": cells}
 
 
@@ -172,7 +213,7 @@ def _cards(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     def distinct(key: str) -> int:
         return len({v for c in cases for v in c["entities"].get(key, ())})
 
-    serious = sum(c["severity"] in ("critical", "high") for c in cases)
+    serious = sum(c["severity"] in _SERIOUS for c in cases)
     return [
         {"label": "cases", "value": str(len(cases))},
         {"label": "critical or high", "value": str(serious)},
@@ -182,19 +223,68 @@ def _cards(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def _summary(m: Material, cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a manager must know: how much, how bad, the worst in words, and how far the statement carries."""
+def _serious(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The cases that a manager must know: the first critical and high ones, or else the first."""
+    return ([c for c in cases if c["severity"] in _SERIOUS] or list(cases[:1]))[:_WORST]
+
+
+def _lead(m: Material, cases: Sequence[Mapping[str, Any]]) -> str:
+    """How much was found, and how bad it is."""
     window = m.hunt["window"]
-    span = f"between {_when(window['from'])} and {_when(window['to'])} UTC"
-    ran = len(m.hunt["detections_run"])
+    span = f"from {_when(window['from'])} to {_when(window['to'])} UTC"
+    ran = _count(len(m.hunt["detections_run"]), "detection")
     if not cases:
-        return [f"{ran} detections ran over the logs {span} and found nothing. This is no all-clear; the limits are stated below."]
-    by_severity = [(s, sum(c["severity"] == s for c in cases)) for s in _SEVERITIES]
-    spread = ", ".join(f"{n} {s}" for s, n in by_severity if n)
-    noun = "case" if len(cases) == 1 else "cases"
-    text = [f"{ran} detections ran over the logs {span}. They point to {len(cases)} {noun}: {spread}."]
-    serious = [c for c in cases if c["severity"] in ("critical", "high")] or list(cases[:1])
-    text += [f"Case {c['rank']} ({c['severity']}): {c['summary']}" for c in serious[:3]]
+        return f"{ran} ran over the logs {span} and found nothing. This is no all-clear: what the logs cannot say stands below."
+    spread = ", ".join(f"{n} {s}" for s in _SEVERITIES if (n := sum(c["severity"] == s for c in cases)))
+    return f"{ran} ran over the logs {span}. They point to {_count(len(cases), 'case')} ({spread})."
+
+
+def _told(case: Mapping[str, Any]) -> str:
+    """A case in one sentence: when, who, from where, against whom."""
+    named = case["entities"]
+    day, last = case["first_seen"][:10], case["last_seen"][:10]
+    subject = next((_named(noun, named[key]) for key, noun in _SUBJECTS if named[key]), "a caller without a name")
+    sources = named["source_networks"] or named["source_ips"]
+    parts = [
+        f"On {day}" if day == last else f"From {day} to {last}",
+        f", {subject} used" + (f" from {_listed(sources, 3)}" if sources else ""),
+        f" against {_named('tenant', named['tenant_ids'])}" if named["tenant_ids"] else "",
+        f"; {_named('mailbox', named['mailboxes'], 'mailboxes')} concerned" if named["mailboxes"] else "",
+    ]
+    what = "; ".join(k["title"][:1].lower() + k["title"][1:] for k in case["kinds"])
+    return f"{''.join(parts)}. Found: {what}."
+
+
+def _named(noun: str, values: Sequence[str], many: str | None = None) -> str:
+    """One by its name, several by their number."""
+    return f"{noun} {_listed(values, 1)}" if len(values) == 1 else _count(len(values), noun, many)
+
+
+def _sign(case: Mapping[str, Any]) -> str:
+    """The finding that weighs most, in words."""
+    strongest = min(case["findings"], key=_by_score)
+    return f"The strongest sign ({strongest['detection']}): {strongest['explanation']}"
+
+
+def _concerned(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Who has to be told and what has to be revoked, if the serious cases hold."""
+    held = [c for c in cases if c["severity"] in _SERIOUS]
+    names = (
+        ("Tenants to inform", "tenant_ids"),
+        ("Credentials to revoke or clear", "credential_ids"),
+        ("Mailboxes named", "mailboxes"),
+    )
+    found = [(name, sorted({v for c in held for v in c["entities"][key]})) for name, key in names]
+    return [(name, values) for name, values in found if values]
+
+
+def _bounds(m: Material) -> str:
+    """How far the statement carries."""
     limits, skipped = len(m.hunt["limits"]), len(m.hunt["detections_skipped"])
-    bounds = f"{limits} limits of the logs are stated below" + (f", and {skipped} detections could not run" if skipped else "")
-    return [*text, f"How far this carries: {bounds}; what is not in the logs can neither be confirmed nor ruled out."]
+    text = f"{_count(limits, 'limit')} of these logs {'is' if limits == 1 else 'are'} stated below"
+    text += f", and {_count(skipped, 'detection')} could not run" if skipped else ""
+    return f"How far this carries: {text}. What is not in the logs can neither be confirmed nor ruled out. A case is a lead to be checked, not a verdict."
+
+
+def _count(n: int, one: str, many: str | None = None) -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"

@@ -72,19 +72,19 @@ def cut(rows: pl.LazyFrame, column: str, by: str, *names: str) -> pl.LazyFrame:
     return rows.with_columns(parts.alias("_")).unnest("_")
 
 
-def peer(rows: pl.LazyFrame, text: pl.Expr) -> pl.LazyFrame:
-    """Read `name[address]more` and `name[address]:port more` as src_host, src_ip_raw, more; null where it is cut."""
-    rows = cut(rows.with_columns(peer=text), "peer", "[", "src_host", "peer_at")
-    rows = cut(rows, "peer_at", "]", "ip", "more")
-    rows = groups(rows, pl.when(pl.col("more").str.starts_with(":")).then("more"), r"^:(\d+)(.*)$", "port", "after")
-    ported = pl.col("port").is_not_null()
-    address_and_port = pl.concat_str(pl.lit("["), "ip", pl.lit("]:"), "port")
-    whole = pl.col("more").is_not_null() & ~pl.col("src_host").str.contains(" ", literal=True)
-    return rows.with_columns(
-        src_ip_raw=pl.when(whole & ported).then(address_and_port).when(whole).then("ip"),
-        src_host=pl.when(pl.col("src_host") != "").then("src_host"),
-        more=pl.when(ported).then("after").otherwise("more"),
-    )
+def peer(frame: pl.DataFrame, column: str) -> pl.LazyFrame:
+    """Cut `name[address]more` and `name[address]:port more` into src_host, src_ip_raw, more, whole."""
+    rows = cut(cut(frame.lazy(), column, "[", "src_host", "_at"), "_at", "]", "src_ip_raw", "more")
+    more = pl.col("more")
+    if frame[column].str.contains(r"\]:\d", literal=False).any():  # smtpd_client_port_logging
+        rows = groups(rows, pl.when(more.str.starts_with(":")).then("more"), r"^:(\d+)(.*)$", "port", "after")
+        ported = pl.col("port").is_not_null()
+        rows = rows.with_columns(
+            src_ip_raw=pl.when(ported).then(pl.format("[{}]:{}", "src_ip_raw", "port")).otherwise("src_ip_raw"),
+            more=pl.when(ported).then("after").otherwise("more"),
+        )
+    whole = more.is_not_null() & ~pl.col("src_host").str.contains(" ", literal=True)
+    return rows.with_columns(whole=whole.fill_null(value=False))
 
 
 def mail(rows: pl.LazyFrame, names: tuple[str, ...], good: pl.Expr | None = None, damage: str = "") -> pl.LazyFrame:
@@ -122,11 +122,8 @@ def access(rows: pl.LazyFrame, good: pl.Expr, damage: str) -> pl.LazyFrame:
     return rows.select(*ROW, "disposition", "reason", *who, *what)
 
 
-def seldom(rows: pl.LazyFrame) -> list[pl.LazyFrame]:
+def seldom(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read what is seldom said of a message: local submission, actions of a policy, notifications, replies."""
-    frame = rows.collect()
-    if not frame.height:
-        return []
     body = frame["body"].str
     pickup, notice, said = body.starts_with("uid="), body.contains(_NOTICE), body.contains(_SAID)
     action = body.contains(_ACTION)
@@ -159,7 +156,7 @@ def _replies(rows: pl.LazyFrame) -> pl.LazyFrame:
 def _actions(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read rejections and other actions of access lists, header checks and milters."""
     names = ("action", "stage", "src_host", "src_ip_raw", "tail")
-    rows = _staged(frame.lazy())
+    rows = _staged(frame)
     rows = groups(rows, pl.when(pl.col("action").is_null()).then("body"), _CONTENT, *(f"c_{name}" for name in names))
     rows = _trailed(rows.with_columns(pl.coalesce(name, f"c_{name}").alias(name) for name in names))
     # Where the client's words hold a second trailer, it cannot be told which one is true.
@@ -192,16 +189,14 @@ def _actions(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     ]
 
 
-def _staged(rows: pl.LazyFrame) -> pl.LazyFrame:
+def _staged(frame: pl.DataFrame) -> pl.LazyFrame:
     """Cut `reject: RCPT from name[address]: tail`; action is null where the line is none of these."""
-    rows = cut(rows, "body", ": ", "action", "where")
-    rows = peer(cut(rows, "where", " from ", "stage", "who"), pl.col("who"))
+    rows = cut(frame.lazy(), "body", ": ", "action", "where")
+    rows = peer(cut(rows, "where", " from ", "stage", "who").collect(), "who")
     stage, more = pl.col("stage").str.contains(r"^[A-Z][A-Z-]*$"), pl.col("more").str
-    fits = stage & more.starts_with(": ") & pl.col("src_ip_raw").is_not_null()
-    rows = rows.with_columns(tail=more.slice(2))
-    return rows.with_columns(
-        pl.when(fits).then(n).alias(n) for n in ("action", "stage", "src_host", "src_ip_raw", "tail")
-    )
+    rows = rows.with_columns(tail=more.slice(2), fits=stage & more.starts_with(": ") & pl.col("whole"))
+    names = ("action", "stage", "src_host", "src_ip_raw", "tail")
+    return rows.with_columns(pl.when("fits").then(name).alias(name) for name in names)
 
 
 def _trailed(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -224,31 +219,32 @@ def _trailed(rows: pl.LazyFrame) -> pl.LazyFrame:
     return rows.with_columns(pl.when("fits").then(f"f_{name}").otherwise(name).alias(name) for name in names)
 
 
-def sasl_failures(rows: pl.LazyFrame) -> pl.LazyFrame:
+def sasl_failures(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read failed authentications as access_events."""
-    rows = peer(rows, pl.col("message").str.slice(len("warning: ")))
+    rows = peer(frame.with_columns(pl.col("message").str.slice(len("warning: "))), "message")
     rows = cut(rows, "more", ", sasl_username=", "told", "user")
     rows = cut(rows, "told", " authentication ", "how", "why")
     method, why = pl.col("how").str.slice(len(": SASL ")), pl.col("why").str.to_lowercase().str
     known = why.starts_with("failed") | why.starts_with("aborted")
-    good = known & ~method.str.contains(" ", literal=True) & pl.col("src_ip_raw").is_not_null()
+    good = known & ~method.str.contains(" ", literal=True) & pl.col("whole")
     # The text may be a challenge in Base64 (UGFzc3dvcmQ6 is "Password:"); only known reasons are kept.
     reason = (
         pl.when(why.contains("authentication failure", literal=True)).then(pl.lit("authentication failure"))
-        .when(why.contains("connection lost", literal=True)).then(pl.lit("connection lost to the authentication server"))
+        .when(why.contains("connection lost", literal=True))
+        .then(pl.lit("connection lost to the authentication server"))
         .when(why.contains("invalid authentication mechanism", literal=True)).then(pl.lit("invalid mechanism"))
         .otherwise(pl.lit("authentication failed"))
     )  # fmt: skip
     rows = rows.with_columns(auth_method=method, reason=reason, outcome=pl.lit("failure"), session_id="pid")
-    return access(rows, good.fill_null(value=False), "SASL failure cut or damaged")
+    return [access(rows, good.fill_null(value=False), "SASL failure cut or damaged")]
 
 
-def tls(rows: pl.LazyFrame) -> pl.LazyFrame:
+def tls(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read TLS handshakes, of clients (src) and with next hops (dst).
 
     Anonymous TLS connection established from h.example.com[192.0.2.1]: TLSv1.3 with cipher TLS_AES_256_GCM_SHA384 ...
     """
-    rows = cut(rows, "message", ": ", "front", "back")
+    rows = cut(frame.lazy(), "message", ": ", "front", "back")
     rows = cut(rows, "front", "[", "before", "at")
     rows = cut(rows, "before", "ed from ", "begin", "src_host")
     rows = cut(rows, "before", "ed to ", "begin_to", "relay_host")
@@ -266,21 +262,21 @@ def tls(rows: pl.LazyFrame) -> pl.LazyFrame:
         outcome=pl.lit("success"),
     )
     kept = (*PEERED[:5], "relay_host", "dst_ip_raw", "tls_version", "tls_cipher")
-    return mail(rows, kept, good.fill_null(value=False), "TLS line cut or damaged")
+    return [mail(rows, kept, good.fill_null(value=False), "TLS line cut or damaged")]
 
 
-def troubles(rows: pl.LazyFrame) -> pl.LazyFrame:
+def troubles(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read sessions that ended badly."""
-    rows = groups(rows, pl.col("message"), TROUBLE, "status_text", "src_host", "src_ip_raw")
+    rows = groups(frame.lazy(), pl.col("message"), TROUBLE, "status_text", "src_host", "src_ip_raw")
     rows = rows.with_columns(
         address("src_ip_raw"), event=pl.lit("other"), outcome=pl.lit("failure"), session_id="pid"
     )  # fmt: skip
-    return mail(rows, PEERED)
+    return [mail(rows, PEERED)]
 
 
-def screened(rows: pl.LazyFrame) -> pl.LazyFrame:
+def screened(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read what postscreen says of a client."""
-    rows = groups(rows, pl.col("message"), SCREEN, "status_text", "src_ip_raw")
+    rows = groups(frame.lazy(), pl.col("message"), SCREEN, "status_text", "src_ip_raw")
     said = pl.col("status_text")
     events = {"CONNECT": "connect", "DISCONNECT": "disconnect"}
     passed = said.str.contains(r"^(?:CONNECT|DISCONNECT|PASS|ALLOWLISTED|WHITELISTED)")
@@ -291,7 +287,12 @@ def screened(rows: pl.LazyFrame) -> pl.LazyFrame:
         outcome=pl.when(passed).then(pl.lit("success")).otherwise(pl.lit("failure")),
         session_id="pid",
     )
-    return mail(rows, PEERED)
+    return [mail(rows, PEERED)]
+
+
+def unknown(frame: pl.DataFrame) -> list[pl.LazyFrame]:
+    """Ignore lines, with the reason."""
+    return [ignored(frame.lazy())]
 
 
 def ignored(rows: pl.LazyFrame) -> pl.LazyFrame:

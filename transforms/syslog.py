@@ -96,7 +96,7 @@ def envelope(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
 def in_parallel(read: Callable[[pl.DataFrame], T], frame: pl.DataFrame) -> list[T]:
     """Apply `read` to slices of a large frame, one for each thread that Polars has; to the whole of a small one."""
     threads = min(pl.thread_pool_size(), 8, frame.height // _SLICE)
-    if threads < 2:  # noqa: PLR2004
+    if threads < 2:
         return [read(frame)]
     step = -(-frame.height // threads)
     with ThreadPoolExecutor(threads) as pool:

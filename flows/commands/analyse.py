@@ -1,6 +1,6 @@
 """Verbs that ask: sql, hunt, report, rules, demo."""
+# ruff: noqa: A002, FBT002, PLR0917 - the signature of a verb is its command line
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +16,13 @@ SEVERITIES = ("info", "low", "medium", "high", "critical")
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs."""
-    app.command(epilog="""Example: gatehound sql -a case17 "select protocol, count(*) n from access_events group by all" """)(sql)
+    app.command(
+        epilog="""Example: gatehound sql -a case17 "select protocol, count(*) n from access_events group by all" """
+    )(sql)
     app.command(epilog="Example: gatehound hunt -a case17 --from 2021-01-10 --to 2021-02-10 --fail-level high")(hunt)
-    app.command(epilog="Example: gatehound report -a case17 --out report/ --to html,md,csv")(report)
+    app.command(
+        epilog="Example: gatehound report -a case17 --out report/ --to html,md,csv --from 2021-01-10 --until 2021-02-10"
+    )(report)
     app.add_typer(rules_app, name="rules")
     app.command(epilog="Example: gatehound demo --out demo")(demo)
 
@@ -40,22 +44,28 @@ def sql(
 
 def hunt(
     archive: ArchiveOption = DEFAULT_ARCHIVE,
-    begin: Annotated[str | None, typer.Option("--from", help="Begin of the window, UTC; default: 30 days before its end.")] = None,
-    end: Annotated[str | None, typer.Option("--to", help="End of the window, UTC; default: the last event.")] = None,
+    begin: Annotated[
+        str | None, typer.Option("--from", help="Begin of the window, UTC; default: 30 days before its end.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", "--until", help="End of the window, UTC; default: the last day with events.")
+    ] = None,
     detections: Annotated[str | None, typer.Option(help="Ids, separated by commas; default: all.")] = None,
     budget: Annotated[int, typer.Option(help="Most cases shown for each day of the window.", min=1)] = 10,
     fail_level: Annotated[str | None, typer.Option(help="Exit with 1 if a case is at or above this severity.")] = None,
-    to: Annotated[OutputFormat, typer.Option("-t", help="Output on stdout.")] = OutputFormat.table,
+    to: FormatOption = OutputFormat.table,
 ) -> None:
     """Run the detections; ranked cases."""
     from data_contracts.errors import UsageError
     from flows.commands.render import show_hunt
+    from flows.output import working
     from flows.pipeline.hunting import hunt_archive
 
     if fail_level is not None and fail_level not in SEVERITIES:
         raise UsageError(f"--fail-level {fail_level}: no such severity", f"one of {', '.join(SEVERITIES)}")
     ids = None if detections is None else [d.strip() for d in detections.split(",") if d.strip()]
-    result = hunt_archive(open_archive(archive), begin=begin, end=end, detections=ids, budget=budget)
+    with working("hunting"):
+        result = hunt_archive(open_archive(archive), begin=begin, end=end, detections=ids, budget=budget)
     show_hunt(result, to)
     if fail_level and any(SEVERITIES.index(c.severity) >= SEVERITIES.index(fail_level) for c in result.cases):
         raise typer.Exit(1)
@@ -64,24 +74,24 @@ def hunt(
 def report(
     archive: ArchiveOption = DEFAULT_ARCHIVE,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")] = Path("report"),
-    formats: Annotated[str, typer.Option("--to", help="Kinds, separated by commas: html, md, csv, jsonl.")] = "html,md,csv,jsonl",
+    formats: Annotated[
+        str, typer.Option("--to", help="Kinds, separated by commas: html, md, csv, jsonl.")
+    ] = "html,md,csv,jsonl",
     begin: Annotated[str | None, typer.Option("--from", help="Begin of the window, UTC.")] = None,
     end: Annotated[str | None, typer.Option("--until", help="End of the window, UTC.")] = None,
     title: Annotated[str, typer.Option(help="Title of the report.")] = "Incident report",
     clobber: Annotated[bool, typer.Option("--clobber", help="Overwrite files that are there.")] = False,
-    to: Annotated[OutputFormat, typer.Option("-t", help="Output on stdout.")] = OutputFormat.table,
+    to: FormatOption = OutputFormat.table,
 ) -> None:
     """Hunt, and write the incident report."""
-    from flows.output import stderr, to_json, write
+    from flows.commands.render import show_files
+    from flows.output import working
     from flows.pipeline.reporting import write_report
 
     kinds = [k.strip() for k in formats.split(",") if k.strip()]
-    files = write_report(open_archive(archive), out, kinds, begin=begin, end=end, title=title, clobber=clobber)
-    if to is OutputFormat.json:
-        write(to_json({"files": [str(f) for f in files]}) + "\n")
-        return
-    for file in files:
-        stderr().print(str(file), markup=False)
+    with working("hunting, and writing the report"):
+        files = write_report(open_archive(archive), out, kinds, begin=begin, end=end, title=title, clobber=clobber)
+    show_files(files, to)
 
 
 @rules_app.command("list", epilog="Example: gatehound rules list")
@@ -96,7 +106,7 @@ def rules_list(to: FormatOption = OutputFormat.table) -> None:
         {"id": d.id, "title": d.title, "family": d.family, "severity": d.severity, "techniques": " ".join(d.techniques)}
         for d in catalogue()
     ]
-    emit_frame(pl.DataFrame(rows), to)
+    emit_frame(pl.DataFrame(rows), to, prose=["title"])
 
 
 @rules_app.command("show", epilog="Example: gatehound rules show T01")
@@ -116,15 +126,16 @@ def demo(
     tenants: Annotated[int, typer.Option(help="Tenants in the world.", min=12)] = 14,
     days: Annotated[int, typer.Option(help="Days of logs.", min=40)] = 45,
     clobber: Annotated[bool, typer.Option("--clobber", help="Replace an earlier demo in that folder.")] = False,
-    to: Annotated[OutputFormat, typer.Option("-t", help="Output on stdout.")] = OutputFormat.table,
+    to: FormatOption = OutputFormat.table,
 ) -> None:
     """Make a small incident, ingest its logs, hunt, write the report, and hold what was found against what was planted."""
-    from flows.commands.render import show_demo
     from flows.commands.demo import run_demo
+    from flows.commands.render import show_demo
+    from flows.output import say
 
     with progress() as tell:
         answer = run_demo(out, seed=seed, tenants=tenants, days=days, clobber=clobber, tell=tell)
     show_demo(answer, to)
     if not answer["found_all"]:
-        sys.stderr.write("Not every planted step is among the first cases.\n")
+        say("Not every planted step is among the first cases.", "red")
         raise typer.Exit(1)

@@ -1,6 +1,8 @@
 """Verbs that fill and look after an archive: init, reference, ingest, status, quarantine, raw, verify."""
+# ruff: noqa: A002, FBT002, PLR0917 - the signature of a verb is its command line
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +11,19 @@ import typer
 from flows.commands.options import DEFAULT_ARCHIVE, ArchiveOption, FormatOption, open_archive, progress
 from flows.output import OutputFormat
 
-reference_app = typer.Typer(help="Reference tables: tenants, credentials, bindings, networks, ...", no_args_is_help=True, rich_markup_mode=None)
+reference_app = typer.Typer(
+    help="Reference tables: tenants, credentials, bindings, networks, ...", no_args_is_help=True, rich_markup_mode=None
+)
 quarantine_app = typer.Typer(help="Records that were refused, and why.", no_args_is_help=True, rich_markup_mode=None)
+
+
+class Section(StrEnum):
+    """Parts of the status."""
+
+    tables = "tables"
+    evidence = "evidence"
+    coverage = "coverage"
+    quarantine = "quarantine"
 
 
 def register(app: typer.Typer) -> None:
@@ -27,13 +40,12 @@ def register(app: typer.Typer) -> None:
 def init(archive: ArchiveOption = DEFAULT_ARCHIVE, to: FormatOption = OutputFormat.table) -> None:
     """Create an archive."""
     from archive.store import Archive
-    from flows.output import stderr, to_json, write
+    from flows.commands.render import show_fact
+    from flows.output import say
 
     created = Archive.create(archive)
-    if to is OutputFormat.json:
-        write(to_json({"archive": created.uri, "tables": created.versions()}) + "\n")
-    else:
-        stderr().print(f"Created the archive {archive}", markup=False)
+    show_fact({"archive": created.uri, "tables": created.versions()}, to, quiet=True)
+    say(f"Created the archive {archive}")
 
 
 @reference_app.command("load", epilog="Example: gatehound reference load -a case17 reference/")
@@ -43,29 +55,35 @@ def reference_load(
     to: FormatOption = OutputFormat.table,
 ) -> None:
     """Load reference tables from CSV; each replaces the table that stands."""
-    from flows.output import stderr, to_json, write
+    from flows.commands.render import show_references
+    from flows.output import working
     from flows.pipeline.deriving import refresh
     from flows.pipeline.references import load
 
     opened = open_archive(archive)
     answer = load(opened, paths)
-    refresh(opened)
-    if to is OutputFormat.json:
-        write(to_json(answer) + "\n")
-        return
-    for name, rows in answer["loaded"].items():
-        stderr().print(f"{name}: {rows:,} rows", markup=False)
-    for path in answer["not_a_reference_table"]:
-        stderr().print(f"passed over {path}: not the name of a reference table", markup=False)
+    with working("deriving again what the tables change"):
+        refresh(opened)
+    show_references(answer, to)
 
 
 def ingest(
     paths: Annotated[list[str], typer.Argument(help="Files, folders, patterns, archives or URIs.")],
     archive: ArchiveOption = DEFAULT_ARCHIVE,
-    collection: Annotated[str | None, typer.Option(help="CSV that says how each file was collected: path, tenant_id, host, tz, year.")] = None,
-    format: Annotated[str | None, typer.Option(help="Read everything as this format instead of recognising it.")] = None,  # noqa: A002
-    tz: Annotated[str | None, typer.Option(help="Zone of times without one (IANA name or +02:00). Without it UTC is assumed, and said so.")] = None,
-    year: Annotated[int | None, typer.Option(help="Year of the first record, for times without one. Without it the file time decides.")] = None,
+    collection: Annotated[
+        str | None, typer.Option(help="CSV that says how each file was collected: path, tenant_id, host, tz, year.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Read everything as this format instead of recognising it.")
+    ] = None,
+    tz: Annotated[
+        str | None,
+        typer.Option(help="Zone of times without one (IANA name or +02:00). Without it UTC is assumed, and said so."),
+    ] = None,
+    year: Annotated[
+        int | None,
+        typer.Option(help="Year of the first record, for times without one. Without it the file time decides."),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Host that the logs come from, where they do not say.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Tenant of records that name none.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a file if any record is quarantined.")] = False,
@@ -97,12 +115,21 @@ def _threads(jobs: int) -> None:
         os.environ["POLARS_MAX_THREADS"] = str(jobs)
 
 
-def status(archive: ArchiveOption = DEFAULT_ARCHIVE, to: FormatOption = OutputFormat.table) -> None:
-    """Tables, rows, days, evidence, quarantine."""
+def status(
+    archive: ArchiveOption = DEFAULT_ARCHIVE,
+    show: Annotated[
+        Section | None,
+        typer.Option(
+            help="Only this part, in full. csv, jsonl and parquet hold one part: tables, unless this says another."
+        ),
+    ] = None,
+    to: FormatOption = OutputFormat.table,
+) -> None:
+    """Tables, rows, days, evidence, coverage, quarantine."""
     from flows.commands.render import show_status
     from flows.pipeline.status import status_of
 
-    show_status(status_of(open_archive(archive)), to)
+    show_status(status_of(open_archive(archive)), show, to)
 
 
 @quarantine_app.command("list", epilog="Example: gatehound quarantine list -a case17")
@@ -112,13 +139,15 @@ def quarantine_list(
     to: FormatOption = OutputFormat.table,
 ) -> None:
     """Refused records by file and reason."""
-    from flows.output import emit_frame
+    from flows.commands.render import show_quarantine
     from flows.pipeline.status import quarantine_groups
 
-    emit_frame(quarantine_groups(open_archive(archive)).head(limit), to)
+    show_quarantine(quarantine_groups(open_archive(archive)).head(limit), to)
 
 
-@quarantine_app.command("show", epilog="Example: gatehound quarantine show -a case17 --reason 'framing: record is longer than 8 MiB'")
+@quarantine_app.command(
+    "show", epilog="Example: gatehound quarantine show -a case17 --reason 'framing: record is longer than 8 MiB'"
+)
 def quarantine_show(
     archive: ArchiveOption = DEFAULT_ARCHIVE,
     path: Annotated[str | None, typer.Option(help="Only records of this file.")] = None,
@@ -127,30 +156,31 @@ def quarantine_show(
     to: FormatOption = OutputFormat.table,
 ) -> None:
     """Refused records with their place and how they begin."""
-    from flows.output import emit_frame
+    from flows.commands.render import show_quarantine
     from flows.pipeline.status import quarantine_rows
 
-    emit_frame(quarantine_rows(open_archive(archive), path, reason, limit), to)
+    show_quarantine(quarantine_rows(open_archive(archive), path, reason, limit), to)
 
 
 def raw(
     event_uid: Annotated[str, typer.Argument(help="event_uid of an event, or quarantine_uid of a refused record.")],
     archive: ArchiveOption = DEFAULT_ARCHIVE,
+    to: Annotated[
+        OutputFormat | None, typer.Option("-t", "--as", help="Output on stdout; without it the bytes as they are.")
+    ] = None,
 ) -> None:
     """Print the untouched source record, after checking that the file's hash still holds."""
-    from flows.output import plain, stderr
+    from flows.commands.render import show_raw
 
-    found = open_archive(archive).raw(event_uid)
-    if sys.stdout.isatty():
-        stderr().print(f"{found.path}: bytes {found.byte_offset} to {found.byte_offset + found.byte_length}", markup=False)
-        sys.stdout.write(plain(found.data.decode("utf-8", "replace")) + "\n")
-    else:
-        sys.stdout.buffer.write(found.data + b"\n")
+    show_raw(open_archive(archive).raw(event_uid), to)
 
 
 def verify(
     archive: ArchiveOption = DEFAULT_ARCHIVE,
-    docs: Annotated[Path | None, typer.Option(help="Render all validation results as Great Expectations Data Docs into this folder.")] = None,
+    docs: Annotated[
+        Path | None,
+        typer.Option(help="Render all validation results as Great Expectations Data Docs into this folder."),
+    ] = None,
     to: FormatOption = OutputFormat.table,
 ) -> None:
     """Check evidence hashes, the custody chain and the table files."""
@@ -160,9 +190,9 @@ def verify(
     problems = opened.verify()
     if docs is not None:
         from data_contracts.docs import build_docs
-        from flows.output import stderr
+        from flows.output import say
 
         index = build_docs(opened.validation_dir, str(docs))
-        stderr().print(f"Data Docs: {index}", markup=False)
+        say(f"Data Docs: {index}")
     if show_problems(problems, to):
         raise typer.Exit(4)

@@ -30,12 +30,13 @@ def run_demo(
         tell: told of progress.
 
     Returns:
-        seconds by stage, the ingest's totals, the hunt, and for each planted step the rank of the case that holds it.
+        seconds by stage, the ingest's totals, the hunt as ``hunt -t json`` has it, for each planted step the rank of the case that
+        holds it, and under `told` the hunt with what belongs to each finding.
 
     Raises:
         UsageError: the folder holds something else, or an earlier demo and `clobber` is not set.
     """
-    from flows.pipeline.hunting import as_dict, hunt_archive
+    from flows.pipeline.hunting import as_dict, hunt_archive, told
     from flows.pipeline.references import load
     from flows.pipeline.reporting import KINDS, write_report
     from flows.pipeline.running import ingest_paths
@@ -57,9 +58,13 @@ def run_demo(
     where = str(out / "archive")
     archive = Archive.create(where)
     load(archive, [str(out / "reference")])
+    if tell:
+        tell("reading the logs", 0)
     answer = ingest_paths(where, [str(out / "logs")], collection=str(out / "collection.csv"), tell=tell)
     lap("ingest")
     archive = Archive.open(where)
+    if tell:
+        tell("hunting, and writing the report", 0)
     result = hunt_archive(archive)
     lap("hunt")
     files = write_report(archive, out / "report", list(KINDS), result=result, title="Gateway credential abuse (demo)")
@@ -68,7 +73,7 @@ def run_demo(
     planted = held_against(hunt, json.loads((out / "truth.json").read_text())["steps"])
     return {
         "folder": str(out), "archive": where, "report": [str(f) for f in files], "seconds": seconds, "raw_bytes": world.raw_bytes,
-        "totals": answer["totals"], "hunt": hunt, "planted": planted,
+        "totals": answer["totals"], "hunt": hunt, "planted": planted, "told": told(result),
         "found_all": all(p["rank"] is not None and p["rank"] <= _FIRST_CASES for p in planted),
     }  # fmt: skip
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ArchiveOption = Annotated[
     str, typer.Option("-a", "--archive", envvar="GATEHOUND_ARCHIVE", help="Archive: a folder or an fsspec/S3 URI.")
 ]
-FormatOption = Annotated[OutputFormat, typer.Option("-t", "--to", help="Output on stdout.")]
+FormatOption = Annotated[OutputFormat, typer.Option("-t", "--as", help="Output on stdout.")]
 DEFAULT_ARCHIVE = "./archive"
 
 

@@ -1,10 +1,11 @@
 """SQL over the archive: one query, or a line-based shell."""
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from data_contracts.errors import UsageError
-from flows.output import OutputFormat, emit_frame, plain, stderr
+from flows.output import OutputFormat, emit_frame, plain, say
 
 if TYPE_CHECKING:
     import duckdb
@@ -24,24 +25,27 @@ def ask(archive: "Archive", query: str, to: OutputFormat) -> None:
 
 def _rows(con: "duckdb.DuckDBPyConnection", query: str) -> "pl.DataFrame":
     import duckdb
+    import polars as pl
 
     from archive.sqlview import check_read_only
 
     check_read_only(query)
     try:
-        return con.sql(query).pl()
+        rows: pl.DataFrame = con.sql(query).pl()
     except duckdb.Error as error:
-        raise UsageError(f"DuckDB: {plain(str(error).strip())}", "gatehound sql \"show tables\" lists the tables") from error
+        raise UsageError(f"DuckDB: {str(error).strip()}", 'gatehound sql "show tables" lists the tables') from error
+    except pl.exceptions.PolarsError as error:
+        raise UsageError("the result has a column of a type that is not taken out", "cast it to text: (x)::varchar") from error
+    return rows
 
 
 def shell(archive: "Archive", to: OutputFormat) -> None:
     """Reads statements that end with a semicolon until the end of the input; .tables and .quit as in other shells."""
     con = archive.connect()
-    try:
+    with suppress(ImportError):
         import readline  # noqa: F401 - line editing and history, where there is one
-    except ImportError:
-        pass
-    stderr().print("Read-only DuckDB over the archive. Statements end with ; — .tables lists tables, .quit leaves.", markup=False)
+    if sys.stdin.isatty():
+        say("Read-only DuckDB over the archive. Statements end with ; — .tables lists tables, .quit leaves.")
     held = ""
     while True:
         try:
@@ -55,5 +59,5 @@ def shell(archive: "Archive", to: OutputFormat) -> None:
             try:
                 emit_frame(_rows(con, held), to)
             except UsageError as error:
-                stderr().print(str(error), markup=False)
+                say(str(error))
             held = ""

@@ -4,7 +4,7 @@ Each derived table remembers, in its own transaction log, up to which version of
 stopped an earlier run, the next one catches up from there.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, timedelta
 
 import polars as pl
@@ -16,6 +16,7 @@ from transforms.derived import Derived, derived
 _DAYS_A_COMMIT = 31  # days that are built before they are committed; bounds what is held
 
 Tell = Callable[[str, int], None]
+Reader = Callable[[Sequence[date] | None], pl.LazyFrame]
 
 
 def refresh(archive: Archive, tell: Tell | None = None, *, everything: bool = False) -> dict[str, int]:
@@ -33,10 +34,11 @@ def refresh(archive: Archive, tell: Tell | None = None, *, everything: bool = Fa
     for table in derived():
         versions = {s: v for s, v in archive.versions().items() if s in table.sources}
         days = _stale(archive, table, versions, everything=everything)
+        readers = {s: archive.reader(s) for s in table.sources} if days else {}
         for begin in range(0, len(days), _DAYS_A_COMMIT):
             some = days[begin : begin + _DAYS_A_COMMIT]
             last = begin + _DAYS_A_COMMIT >= len(days)
-            frames = [_build(archive, table, day) for day in some]
+            frames = [_build(readers, table, day) for day in some]
             archive.replace_days(table.table, pl.concat(frames), some, versions if last else {})
             if tell:
                 tell(table.table, len(some))
@@ -66,12 +68,10 @@ def _affected(changed: Iterable[date], table: Derived) -> set[date]:
     return {d + timedelta(days=n) for d in changed for n in (0, 1)}
 
 
-def _build(archive: Archive, table: Derived, day: date) -> pl.DataFrame:
+def _build(readers: dict[str, Reader], table: Derived, day: date) -> pl.DataFrame:
     if table.period == "month":
         wanted = [day + timedelta(days=n) for n in range(31)]
     else:
         wanted = [day - timedelta(days=1), day]
-    inputs = {
-        s: archive.scan(s) if contract(s).kind == "reference" else archive.scan(s, dates=wanted) for s in table.sources
-    }
+    inputs = {s: read(None if contract(s).kind == "reference" else wanted) for s, read in readers.items()}
     return table.build(day, inputs).collect(engine="streaming")

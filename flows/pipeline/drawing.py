@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     import duckdb
 
 
-def pictures_of(con: "duckdb.DuckDBPyConnection", hunt: Mapping[str, Any], times: Mapping[str, Sequence[Any]]) -> list[Picture]:
+def pictures_of(
+    con: "duckdb.DuckDBPyConnection", hunt: Mapping[str, Any], times: Mapping[str, Sequence[Any]]
+) -> list[Picture]:
     """Pictures of a hunt; none where it found nothing.
 
     Args:
@@ -23,7 +25,9 @@ def pictures_of(con: "duckdb.DuckDBPyConnection", hunt: Mapping[str, Any], times
     if not hunt["cases"]:
         return []
     caption = "One lane for each case and, below it, its findings, coloured by severity; a dot is an evidence row. Times are UTC."
-    shown = [Picture("Findings over time", caption, pictures.timeline(hunt["cases"], event_times=times), "timeline.svg")]
+    shown = [
+        Picture("Findings over time", caption, pictures.timeline(hunt["cases"], event_times=times), "timeline.svg")
+    ]
     span = {"first": hunt["window"]["from"][:10], "last": hunt["window"]["to"][:10]}
     return [*shown, *_tenants(con, hunt, span), *_journal(con, hunt, span)]
 
@@ -38,14 +42,22 @@ def _tenants(con: "duckdb.DuckDBPyConnection", hunt: Mapping[str, Any], span: di
     ).pl()
     if days.is_empty():
         return []
-    marked = days.join(_marks(hunt), on=["date", "tenant_id"], how="left").with_columns(pl.col("n_suspicious").fill_null(0))
+    marked = days.join(_marks(hunt), on=["date", "tenant_id"], how="left").with_columns(
+        pl.col("n_suspicious").fill_null(0)
+    )
     caption = "Operations of each tenant by UTC day. A mark: a finding that names the tenant spans the day."
     return [Picture("Tenants over time", caption, pictures.tenant_time(marked), "tenants.svg")]
 
 
 def _journal(con: "duckdb.DuckDBPyConnection", hunt: Mapping[str, Any], span: dict[str, str]) -> list[Picture]:
     boxes = sorted(
-        {m for c in hunt["cases"] for f in c["findings"] if f["family"] == "exfiltration" for m in f["entities"]["mailboxes"]}
+        {
+            m
+            for c in hunt["cases"]
+            for f in c["findings"]
+            if f["family"] == "exfiltration"
+            for m in f["entities"]["mailboxes"]
+        }
     )
     ledger = con.sql(
         """

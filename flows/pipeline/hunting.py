@@ -56,7 +56,9 @@ def hunt_archive(
 
     window_from, window_to = moment(begin), moment(end, end=True)
     if window_from and window_to and window_from >= window_to:
-        raise UsageError(f"the window begins at {begin} and ends at {end}", "give a begin (--from) that is before the end")
+        raise UsageError(
+            f"the window begins at {begin} and ends at {end}", "give a begin (--from) that is before the end"
+        )
     refresh(archive)
     result = hunt(
         archive.connect(), window_from=window_from, window_to=window_to, detections=detections, budget=budget,

@@ -1,5 +1,6 @@
 """One piece of evidence: what it is, which format reads it, and its records turned into checked event rows."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from transforms.model import CONTINUATION, IGNORED, QUARANTINED, Context
 EVENT_TABLES = ("access_events", "mail_events", "change_events")
 _EXCERPT = 2000
 _REASONS = 200  # distinct reasons that are counted by name
+
+_YEARLESS = re.compile(r"^(?:<\d{1,3}>)?[A-Z][a-z]{2} [ \d]?\d \d\d:\d\d:\d\d ", re.MULTILINE)
 
 Progress = Callable[[int], None]
 
@@ -121,10 +124,10 @@ def _context(source: Source) -> Context:
         host=how.host,
         tenant_id=how.tenant_id,
     )
-    if source.choice.name == registry.SYSLOG and how.year is None:
+    yearless = registry.SYSLOG == source.choice.name and _YEARLESS.search(decode(identity.head))
+    if yearless and how.year is None and source.piece.mtime is not None:
         year = syslog.plan_year(decode(identity.head), decode(identity.tail), ctx)
-        if year is not None:
-            ctx.year, ctx.year_basis = year, "file_time"
+        ctx.year, ctx.year_basis = year, "file_time"
     return ctx
 
 

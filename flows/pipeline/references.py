@@ -39,7 +39,8 @@ def read_table(name: str, path: str) -> pl.DataFrame:
     missing = [c.name for c in rules.columns if c.required and c.name not in text.columns]
     if missing:
         raise RefusedError(
-            f"{path}:1: {name} has no column {', '.join(missing)}", f"columns are {', '.join(c.name for c in rules.columns)}"
+            f"{path}:1: {name} has no column {', '.join(missing)}",
+            f"columns are {', '.join(c.name for c in rules.columns)}",
         )
     text = text.with_columns(pl.col(c).str.to_lowercase() for c in text.columns if c in _LOWER)
     typed = text.select([_typed(c.name, c.type) for c in rules.columns if c.name in text.columns] + [_LINE])
@@ -74,14 +75,22 @@ def _read_csv(path: str) -> pl.DataFrame:
         raise RefusedError(f"{path}:1: has one column {columns[0]}", "columns are separated by commas")
     for place, name in enumerate(columns):
         if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME or name == _LINE or name in columns[:place]:
-            raise RefusedError(f"{path}:1: column {place + 1} has no name, an unprintable one or that of another", "name each column once")
+            raise RefusedError(
+                f"{path}:1: column {place + 1} has no name, an unprintable one or that of another",
+                "name each column once",
+            )
     held: list[tuple[int, list[str]]] = []
     for line, row in rows:
         if len(row) != len(columns):
-            raise RefusedError(f"{path}:{line}: {len(row)} values where the header names {len(columns)} columns", 'text with a comma stands in "..."')
+            raise RefusedError(
+                f"{path}:{line}: {len(row)} values where the header names {len(columns)} columns",
+                'text with a comma stands in "..."',
+            )
         held.append((line, row))
     frame = pl.DataFrame([row for _, row in held], schema=dict.fromkeys(columns, pl.String), orient="row")
-    return frame.with_columns(pl.all().str.strip_chars().replace("", None), pl.Series(_LINE, [n for n, _ in held], pl.Int64))
+    return frame.with_columns(
+        pl.all().str.strip_chars().replace("", None), pl.Series(_LINE, [n for n, _ in held], pl.Int64)
+    )
 
 
 def _rows(path: str, decoded: str) -> Iterator[tuple[int, list[str]]]:
@@ -107,7 +116,13 @@ def _typed(name: str, kind: str) -> pl.Expr:
         ).alias(name)
     if kind == "BOOLEAN":
         low = column.str.to_lowercase()
-        return pl.when(low.is_in(["true", "1", "yes"])).then(True).when(low.is_in(["false", "0", "no"])).then(False).alias(name)  # noqa: FBT003
+        return (
+            pl.when(low.is_in(["true", "1", "yes"]))
+            .then(True)
+            .when(low.is_in(["false", "0", "no"]))
+            .then(False)
+            .alias(name)
+        )  # noqa: FBT003
     if kind in ("BIGINT", "INTEGER"):
         return column.cast(pl.Int64 if kind == "BIGINT" else pl.Int32, strict=False)
     return column.cast(pl.Float64, strict=False) if kind == "DOUBLE" else column
@@ -121,7 +136,10 @@ def _refuse_lost(path: str, text: pl.DataFrame, typed: pl.DataFrame) -> None:
             words = {"Datetime": "a time", "Boolean": "a truth value", "Float64": "a number"}
             kind = words.get(str(typed[name].dtype.base_type()), "a whole number")
             value = repr(lost[name][0][:40])
-            raise RefusedError(f"{path}:{lost[_LINE][0]}: {name} {value} can't be read as {kind}", "times are ISO 8601, truth values true or false")
+            raise RefusedError(
+                f"{path}:{lost[_LINE][0]}: {name} {value} can't be read as {kind}",
+                "times are ISO 8601, truth values true or false",
+            )
 
 
 def _refused(path: str, name: str, refused: pl.DataFrame) -> RefusedError:
@@ -150,7 +168,9 @@ def load(archive: Archive, paths: list[str]) -> dict[str, Any]:
         if tables.setdefault(file.stem, file) != file:
             raise UsageError(f"{file}: {tables[file.stem]} is given for the same table", "give one file for each table")
     if not tables:
-        raise UsageError(f"{', '.join(paths)}: no reference table", f"files are named {', '.join(n + '.csv' for n in known)}")
+        raise UsageError(
+            f"{', '.join(paths)}: no reference table", f"files are named {', '.join(n + '.csv' for n in known)}"
+        )
     frames = {name: read_table(name, str(file)) for name, file in tables.items()}
     for name, file in tables.items():
         archive.overwrite(name, frames[name])

@@ -75,7 +75,10 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (out / name).write_bytes(content)
-    archive.custody("report", {"run_id": material.hunt["run_id"], "files": {n: hashlib.sha256(c).hexdigest() for n, c in files.items()}})
+    archive.custody(
+        "report",
+        {"run_id": material.hunt["run_id"], "files": {n: hashlib.sha256(c).hexdigest() for n, c in files.items()}},
+    )
     return [out / name for name in files]
 
 
@@ -107,7 +110,11 @@ def gather(archive: Archive, result: "HuntResult", title: str) -> incident.Mater
 def _labels(taken: pl.DataFrame) -> tuple[str, pl.DataFrame]:
     """The folder that all evidence has in common, and what each piece is called below it."""
     paths = taken["path"].to_list()
-    folder = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths and all(os.path.isabs(p) for p in paths) else ""
+    folder = (
+        os.path.commonpath([os.path.dirname(p) for p in paths])
+        if paths and all(os.path.isabs(p) for p in paths)
+        else ""
+    )
     cut = len(folder.rstrip("/")) + 1 if folder else 0
     label = pl.col("path").str.slice(cut) + pl.lit("!") + pl.col("member")
     named = taken.select("evidence_id", pl.coalesce(label, pl.col("path").str.slice(cut)).alias("file"))
@@ -152,7 +159,9 @@ def _evidence_rows(
 def _register(taken: pl.DataFrame, labels: pl.DataFrame, named: set[str]) -> pl.DataFrame:
     """The register of evidence, files that hold evidence rows of the report first."""
     sheet = taken.join(labels, on="evidence_id", how="left", maintain_order="left")
-    first = sheet.with_columns((~pl.col("evidence_id").is_in(list(named))).alias("other")).sort("other", maintain_order=True)
+    first = sheet.with_columns((~pl.col("evidence_id").is_in(list(named))).alias("other")).sort(
+        "other", maintain_order=True
+    )
     return first.head(_EVIDENCE_SHOWN).select(
         "file", pl.col("evidence_id").alias("sha256"), "format", "records", "events", "continuations", "ignored", "duplicates", "quarantined",
         pl.col("first_ts").alias("first event"), pl.col("last_ts").alias("last event"),
@@ -161,7 +170,9 @@ def _register(taken: pl.DataFrame, labels: pl.DataFrame, named: set[str]) -> pl.
 
 
 def _note(taken: pl.DataFrame, refused: int, folder: str) -> str:
-    text = f"{taken.height} pieces of evidence with {taken['records'].sum():,} records: {taken['events'].sum():,} events, "
+    text = (
+        f"{taken.height} pieces of evidence with {taken['records'].sum():,} records: {taken['events'].sum():,} events, "
+    )
     text += f"{taken['continuations'].sum():,} continuations, {taken['ignored'].sum():,} ignored for a stated reason, "
     text += f"{taken['duplicates'].sum():,} duplicates, {taken['quarantined'].sum():,} quarantined. "
     text += f"{refused} files were refused. " if refused else "No file was refused. "
@@ -174,7 +185,9 @@ def _note(taken: pl.DataFrame, refused: int, folder: str) -> str:
 def _inputs(archive: Archive) -> dict[str, str]:
     """The newest hash of each piece of evidence, by its path."""
     rows = archive.scan("evidence").filter(pl.col("status") != "refused").sort("ingested_at", "content_bytes")
-    return {p + (f"!{m}" if m else ""): e for p, m, e in rows.select("path", "member", "evidence_id").collect().iter_rows()}
+    return {
+        p + (f"!{m}" if m else ""): e for p, m, e in rows.select("path", "member", "evidence_id").collect().iter_rows()
+    }
 
 
 def _sources(ids: list[str]) -> dict[str, str]:

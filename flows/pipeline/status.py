@@ -61,5 +61,15 @@ def quarantine_rows(archive: Archive, path: str | None, reason: str | None, limi
         rows = rows.filter(pl.col("path").str.ends_with(path))
     if reason is not None:
         rows = rows.filter(pl.col("reason") == reason)
-    columns = ["quarantine_uid", "path", "member", "record_no", "byte_offset", "byte_length", "stage", "reason", "excerpt"]
+    columns = [
+        "quarantine_uid",
+        "path",
+        "member",
+        "record_no",
+        "byte_offset",
+        "byte_length",
+        "stage",
+        "reason",
+        "excerpt",
+    ]
     return rows.select(columns).sort("path", "record_no").head(limit).collect()

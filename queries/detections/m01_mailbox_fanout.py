@@ -115,7 +115,7 @@ where date between $first and $last and coalesce(logon_type, '') <> 'owner'
 group by 1, 2, 3
 """
 
-# New networks of actors that rarely show one, while their old networks go on: where those stop, the actor has moved.
+# New networks of actors that rarely show one (past their first 14 days, in which all are new), while their old networks go on: where those stop, the actor has moved.
 NETWORK_DAYS = """
 with uses as (
     select coalesce(tenant_id, '') as tenant_key, actor_id, src_net, date, count(distinct mailbox_id)::bigint as n
@@ -128,9 +128,12 @@ nets as (
     from uses group by all
 ),
 new_nets as (select * from nets where first_day >= $from and most >= $floor),
+actors as (select tenant_key, actor_id, min(first_day) as begins from nets group by all),
 networks_before as (
-    select n.tenant_key, n.actor_id, n.src_net, n.first_day, count(*) as n_nets
+    select n.tenant_key, n.actor_id, n.src_net, n.first_day, count(*) as n_nets,
+        count(*) filter (where h.first_day >= a.begins + 14) as n_later
     from new_nets as n
+    join actors as a on a.tenant_key = n.tenant_key and a.actor_id = n.actor_id
     join nets as h on h.tenant_key = n.tenant_key and h.actor_id = n.actor_id and h.first_day < n.first_day
     group by all
     having max(h.last_day) >= least(n.first_day + 1, $last)
@@ -140,7 +143,7 @@ histories as (
     from networks_before as n
     join uses as u on u.tenant_key = n.tenant_key and u.actor_id = n.actor_id and u.date < n.first_day
     group by all
-    having count(distinct u.date) >= 21 and (n.n_nets - 0.5) / (count(distinct u.date) + 1) <= 0.05
+    having count(distinct u.date) >= 21 and (n.n_later + 0.5) / (count(distinct u.date) - 13) <= 0.05
 )
 select h.tenant_key, h.actor_id, h.src_net, u.date, u.n, h.n_history, h.n_nets
 from histories as h join uses as u using (tenant_key, actor_id, src_net)

@@ -7,7 +7,7 @@ severity = "critical"
 tables = ["journal_hours", "first_seen", "networks"]
 needs = ["journal_hours"]
 identity = ["mailbox_id", "flag", "source", "first_day"]
-explanation = "{mailbox_id}: {what} Between {first_seen} and {last_seen}, {n_delivered} messages were delivered and {n_retrieved} retrieved ({n_bytes} bytes); {n_bad_days} day(s) affected. Normal: {normal}."
+explanation = "{mailbox_id}: {what} Between {first_seen} and {last_seen}, messages delivered: {n_delivered}, retrieved: {n_retrieved} ({n_bytes} bytes), on {n_bad_days} day(s). Normal: {normal}."
 false_positives = [
   "the reader moves to another machine or network: the old one stops when the new one starts",
   "a reader that crashed and fetches the same messages again",

@@ -10,6 +10,8 @@ rejection could be read in two ways (a HELO that imitates the rest of the line),
 Lines that every message brings are cut at fixed separators, and by a regular expression only where that does not fit.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import or_
 
@@ -17,9 +19,13 @@ import polars as pl
 
 from transforms import postfix_rows as rare
 from transforms.model import QUARANTINED, Context, Format
-from transforms.postfix_rows import PEERED, ROW, access, address, cut, domain, groups, mail, peer
-from transforms.syslog import in_parallel, refusal, unrepeat
+from transforms.postfix_rows import PEERED, ROW, access, cut, domain, groups, mail, peer
+from transforms.syslog import refusal, unrepeat
 
+Reader = Callable[[pl.DataFrame], list[pl.LazyFrame]]
+Task = tuple[Reader, pl.DataFrame]
+
+_MANY = 50_000  # lines that are worth threads
 _LOCAL = ("local", "virtual", "pipe", "lmtp")
 _STATES = {"deferred": "defer", "bounced": "bounce", "undeliverable": "bounce", "expired": "expire"}
 _OUTCOMES = {"sent": "success", "deliverable": "success"} | dict.fromkeys(_STATES, "failure")
@@ -50,67 +56,80 @@ def parse(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
     daemons = pl.Series([name.rsplit("/", 1)[-1] for name in programs], dtype=pl.String)
     op_raw = daemons.gather(frame["program"].cast(pl.Enum(programs)).to_physical())
     frame = frame.drop("program").with_columns(op_raw.alias("op_raw"), source=pl.lit("postfix"))
-    parts: list[pl.LazyFrame] = []
     refused = frame.select(refusal(ctx)).to_series().alias("reason")
-    if refused.null_count() < len(refused):
-        bad = frame.with_columns(refused, disposition=pl.lit(QUARANTINED)).lazy().filter(pl.col("reason").is_not_null())
-        parts.append(bad.select(*ROW, "disposition", "reason"))
-        frame = frame.filter(refused.is_null())
-    for some in in_parallel(_read, frame):
-        parts += some
-    return pl.concat(parts, how="diagonal")
+    bad = frame.with_columns(refused, disposition=pl.lit(QUARANTINED)).filter(refused.is_not_null())
+    good = unrepeat(frame.filter(refused.is_null()) if bad.height else frame)
+    return pl.concat([bad.select(*ROW, "disposition", "reason"), *_run(_tasks(good))], how="diagonal").lazy()
 
 
-def _read(frame: pl.DataFrame) -> list[pl.LazyFrame]:
-    frame = unrepeat(frame)
+def _run(tasks: list[Task]) -> list[pl.DataFrame]:
+    """Let each reader read its lines; readers of many lines side by side."""
+
+    def work(task: Task) -> list[pl.DataFrame]:
+        read, frame = task
+        return [rows.collect() for rows in read(frame)] if frame.height else []
+
+    threads = min(pl.thread_pool_size(), len(tasks)) if sum(frame.height for _, frame in tasks) > _MANY else 1
+    if threads == 1:
+        return [part for task in tasks for part in work(task)]
+    with ThreadPoolExecutor(threads) as pool:
+        return [part for parts in pool.map(work, tasks) for part in parts]
+
+
+def _tasks(frame: pl.DataFrame) -> list[Task]:
     message = frame["message"].str
     session = message.starts_with(_SESSION[0]) | message.starts_with(_SESSION[1])
     queued = message.contains(_QUEUED)
     named = cut(frame.lazy().filter(queued), "message", ": ", "queue_id", "body").drop("message").collect()
-    others = _without_queue_id(frame.filter(~(queued | session)))
-    return [*_bodies(named), _sessions(frame.lazy().filter(session)), *others]
+    return [*_bodies(named), (_sessions, frame.filter(session)), *_without_queue_id(frame.filter(~(queued | session)))]
 
 
-def _bodies(frame: pl.DataFrame) -> list[pl.LazyFrame]:
-    """Read what follows the queue id."""
+def _bodies(frame: pl.DataFrame) -> list[Task]:
+    """Share out what follows the queue id."""
     body = pl.col("body").str
     kind = (
-        pl.when(body.starts_with("to=<")).then(1)
-        .when(body.starts_with("from=<")).then(2)
-        .when(body.starts_with("client=")).then(3)
-        .when(body.starts_with("message-id=") | body.starts_with("resent-message-id=")).then(4)
-        .when(pl.col("body") == "removed").then(5)
-        .otherwise(0)
+        pl.when(body.starts_with("to=<")).then(0)
+        .when(body.starts_with("from=<")).then(1)
+        .when(body.starts_with("client=")).then(2)
+        .when(body.starts_with("message-id=") | body.starts_with("resent-message-id=")).then(3)
+        .when(pl.col("body") == "removed").then(4)
+        .otherwise(5)
     )  # fmt: skip
     kinds = frame.select(kind.cast(pl.UInt8)).to_series()
-    seldom, *often = (frame.lazy().filter(kinds == number) for number in range(6))
-    one = [read(rows) for read, rows in zip((_deliveries, _queueings), often[:2], strict=True)]
-    return [*one, *_clients(often[2]), _message_ids(often[3]), _removals(often[4]), *rare.seldom(seldom)]
+    readers = (_deliveries, _queueings, _clients, _message_ids, _removals, rare.seldom)
+    return [(read, frame.filter(kinds == at)) for at, read in enumerate(readers)]
 
 
-def _deliveries(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Read `to=<...>, ..., status=sent (...)`."""
+def _deliveries(frame: pl.DataFrame) -> list[pl.LazyFrame]:
+    """Read `to=<...>, ..., status=sent (...)`: by cutting, and what does not fit by a regular expression."""
     names = ("rcpt", "orig_rcpt", "relay_host", "dst_ip_raw", "delay", "dsn", "status", "status_text")
-    rows = _cut_delivery(rows)
-    rows = groups(rows, pl.when(~pl.col("fits")).then("body"), _TO, *(f"c_{name}" for name in names))
-    rows = rows.with_columns(pl.when("fits").then(name).otherwise(f"c_{name}").alias(name) for name in names)
+    fields = _cut_delivery(frame.lazy()).collect()
+    fits = fields["fits"]
+    if fits.all():
+        return [_delivered(fields.lazy(), whole=True)]
+    odd = groups(frame.lazy().filter(~fits), pl.col("body"), _TO, *names)
+    return [_delivered(fields.lazy().filter(fits), whole=True), _delivered(odd, whole=False)]
+
+
+def _delivered(rows: pl.LazyFrame, *, whole: bool) -> pl.LazyFrame:
     local, status = pl.col("op_raw").is_in(_LOCAL), pl.col("status")
     sent = pl.when(local).then(pl.lit("deliver")).when(pl.col("op_raw") != "discard").then(pl.lit("send"))
     state = status.replace_strict(_STATES, default=None, return_dtype=pl.String)
     rows = rows.with_columns(
-        address("dst_ip_raw"),
+        pl.when(~pl.col("dst_ip_raw").str.contains("/", literal=True)).then("dst_ip_raw"),  # the path of a socket
         event=pl.when(status == "sent").then(sent).otherwise(state).fill_null("other"),
         outcome=status.replace_strict(_OUTCOMES, default="unknown", return_dtype=pl.String),
         delay_s=pl.col("delay").cast(pl.Float64, strict=False),
         tenant_domain=pl.when(local).then(domain("rcpt")),
     )
-    kept = ("queue_id", "event", "outcome", *names[:4], "delay_s", "dsn", "status_text", "tenant_domain")
-    return mail(rows, kept, status.is_not_null(), "delivery line cut or damaged")
+    kept = ("rcpt", "orig_rcpt", "relay_host", "dst_ip_raw", "delay_s", "dsn", "status_text", "tenant_domain")
+    good = None if whole else status.is_not_null()
+    return mail(rows, ("queue_id", "event", "outcome", *kept), good, "delivery line cut or damaged")
 
 
 def _cut_delivery(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Cut a delivery into its fields; `fits` tells where they are the usual ones and no address is quoted."""
-    rows = cut(rows, "body", " (", "fields", "text")
+    rows = cut(rows, "body", " (", "fields", "text").drop("body")
     rows = cut(rows, "fields", ", relay=", "who", "how")
     rows = cut(rows, "who", ">, orig_to=<", "rcpt", "orig_rcpt")
     rows = cut(rows, "how", ", ", "relay", "delay", "delays", "dsn", "status", "more")
@@ -118,125 +137,128 @@ def _cut_delivery(rows: pl.LazyFrame) -> pl.LazyFrame:
     fits = pl.all_horizontal(pl.col(name).str.starts_with(f"{name}=") for name in ("delay", "delays", "dsn", "status"))
     fits = fits & pl.col("who").str.ends_with(">") & ~pl.col("who").str.contains('"', literal=True)
     fits = fits & pl.col("more").is_null() & pl.col("text").is_not_null()
-    at = pl.col("at")
     return rows.with_columns(
         pl.col("rcpt").str.slice(4).str.strip_suffix(">"),
         pl.col("orig_rcpt").str.strip_suffix(">"),
-        pl.when(at.str.ends_with("]")).then(at.str.strip_suffix("]")).otherwise("[" + at).alias("dst_ip_raw"),
         pl.col("delay").str.slice(6),
         pl.col("dsn").str.slice(4),
         pl.col("status").str.slice(7),
-        pl.col("text").str.strip_suffix(")").alias("status_text"),
+        dst_ip_raw="[" + pl.col("at"),
+        status_text=pl.col("text").str.strip_suffix(")"),
         fits=fits.fill_null(value=False),
     )
 
 
-def _queueings(rows: pl.LazyFrame) -> pl.LazyFrame:
+def _queueings(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read `from=<...>, size=..., nrcpt=... (queue active)`, or its `status=expired, returned to sender`."""
-    rows = cut(rows, "body", ", ", "p0", "p1", "p2")
+    rows = cut(frame.lazy(), "body", ", ", "p0", "p1", "p2")
     rows = cut(rows.with_columns(pl.col("p2").str.slice(6)), "p2", " ", "n", "why")
-    size, count = (pl.col(name).cast(pl.Int64, strict=False) for name in ("size", "n"))
-    rows = rows.with_columns(size=pl.col("p1").str.slice(5)).with_columns(size_bytes=size, n_rcpt=count)
-    quoted = pl.col("p0").str.contains('"', literal=True)
-    fits = pl.col("p0").str.ends_with(">") & ~quoted & pl.col("p1").str.starts_with("size=")
-    fits = fits & (pl.col("why") == "(queue active)") & (pl.col("size_bytes") >= 0) & (pl.col("n_rcpt") >= 0)
-    rows = rows.with_columns(fits=fits.fill_null(value=False))
-    odd = ("c_from", "c_size", "c_n", "c_state", "expired", "c_why")
-    rows = groups(rows, pl.when(~pl.col("fits")).then("body"), _FROM, *odd)
-    late = pl.col("expired").is_not_null()
     rows = rows.with_columns(
-        mail_from=pl.when("fits").then(pl.col("p0").str.slice(6).str.strip_suffix(">")).otherwise("c_from"),
-        size_bytes=pl.when("fits").then("size_bytes").otherwise(pl.col("c_size").cast(pl.Int64, strict=False)),
-        n_rcpt=pl.when("fits").then("n_rcpt").otherwise(pl.col("c_n").cast(pl.Int64, strict=False)),
-        status_text=pl.when("fits").then(pl.lit("queue active")).otherwise(pl.coalesce("c_why", "c_state")),
+        size_bytes=pl.col("p1").str.slice(5).cast(pl.Int64, strict=False),
+        n_rcpt=pl.col("n").cast(pl.Int64, strict=False),
+        mail_from=pl.col("p0").str.slice(6).str.strip_suffix(">"),
+        status_text=pl.lit("queue active"),
+        event=pl.lit("queue"),
+        outcome=pl.lit("success"),
+    )
+    plain = pl.col("p0").str.ends_with(">") & ~pl.col("p0").str.contains('"', literal=True)
+    plain = plain & pl.col("p1").str.starts_with("size=") & (pl.col("why") == "(queue active)")
+    plain = plain & (pl.col("size_bytes") >= 0) & (pl.col("n_rcpt") >= 0)
+    fields = rows.with_columns(fits=plain.fill_null(value=False)).collect()
+    fits = fields["fits"]
+    kept = ("queue_id", "event", "outcome", "mail_from", "size_bytes", "n_rcpt", "status_text")
+    if fits.all():
+        return [mail(fields.lazy(), kept)]
+    odd = groups(frame.lazy().filter(~fits), pl.col("body"), _FROM, *kept[3:6], "state", "expired", "why")
+    late = pl.col("expired").is_not_null()
+    odd = odd.with_columns(
+        pl.col("size_bytes", "n_rcpt").cast(pl.Int64, strict=False),
         event=pl.when(late).then(pl.lit("expire")).otherwise(pl.lit("queue")),
         outcome=pl.when(late).then(pl.lit("failure")).otherwise(pl.lit("success")),
+        status_text=pl.coalesce("why", "state"),
     )
-    kept = ("queue_id", "event", "outcome", "mail_from", "size_bytes", "n_rcpt", "status_text")
-    return mail(rows, kept, pl.col("mail_from").is_not_null(), "queue line cut or damaged")
+    read = pl.col("mail_from").is_not_null()
+    return [mail(fields.lazy().filter(fits), kept), mail(odd, kept, read, "queue line cut or damaged")]
 
 
-def _message_ids(rows: pl.LazyFrame) -> pl.LazyFrame:
-    rows = cut(rows, "body", "=", "key", "id")
+def _message_ids(frame: pl.DataFrame) -> list[pl.LazyFrame]:
+    rows = cut(frame.lazy(), "body", "=", "key", "id")
     ident = pl.when(pl.col("id") != "").then("id")
     rows = rows.with_columns(message_id=ident, event=pl.lit("cleanup"), outcome=pl.lit("success"))
-    return mail(rows, ("queue_id", "event", "outcome", "message_id"))
+    return [mail(rows, ("queue_id", "event", "outcome", "message_id"))]
 
 
-def _removals(rows: pl.LazyFrame) -> pl.LazyFrame:
-    return mail(
-        rows.with_columns(event=pl.lit("remove"), outcome=pl.lit("success")), ("queue_id", "event", "outcome")
-    )  # fmt: skip
+def _removals(frame: pl.DataFrame) -> list[pl.LazyFrame]:
+    rows = frame.lazy().with_columns(event=pl.lit("remove"), outcome=pl.lit("success"))
+    return [mail(rows, ("queue_id", "event", "outcome"))]
 
 
-def _clients(rows: pl.LazyFrame) -> list[pl.LazyFrame]:
+def _clients(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read `client=`: the reception of a message, or with a SASL user an authentication for it.
 
     client=h.dinos.test[192.168.4.150]:4711, sasl_method=PLAIN, sasl_username=rex, sasl_sender=x@dinos.test
     """
+    frame = frame.with_columns(pl.col("body").str.slice(len("client=")))
+    sasl = frame["body"].str.contains(", sasl_", literal=True)
+    rows, more = peer(frame.filter(~sasl), "body"), pl.col("more")
+    whole = pl.col("whole") & ((more == "") | more.str.starts_with(", orig_"))
     rows = rows.with_columns(event=pl.lit("receive"), outcome=pl.lit("success"))
-    sasl, text = pl.col("body").str.contains(", sasl_", literal=True), pl.col("body").str.slice(7)
-    received, more = peer(rows.filter(~sasl), text), pl.col("more")
-    whole = pl.col("src_ip_raw").is_not_null() & ((more == "") | more.str.starts_with(", orig_"))
     kept = ("queue_id", "event", "outcome", "src_host", "src_ip_raw")
-    received = mail(received, kept, whole.fill_null(value=False), "client line cut or damaged")
-    signed = cut(peer(rows.filter(sasl), text), "more", ", sasl_method=", "before", "method")
+    received = mail(rows, kept, whole.fill_null(value=False), "client line cut or damaged")
+    signed = cut(peer(frame.filter(sasl), "body"), "more", ", sasl_method=", "before", "method")
     signed = cut(signed, "method", ", sasl_username=", "auth_method", "named")
-    signed = cut(signed, "named", ", sasl_sender=", "user", "sender")
-    signed = signed.with_columns(reason=pl.lit(None, pl.String)).rename({"queue_id": "session_id"})
-    good = ((pl.col("user") != "") & pl.col("src_ip_raw").is_not_null()).fill_null(value=False)
+    signed = cut(signed, "named", ", sasl_sender=", "user", "sender").rename({"queue_id": "session_id"})
+    signed = signed.with_columns(reason=pl.lit(None, pl.String), outcome=pl.lit("success"))
+    good = ((pl.col("user") != "") & pl.col("whole")).fill_null(value=False)
     return [received, access(signed, good, "client line cut or damaged")]
 
 
-def _sessions(rows: pl.LazyFrame) -> pl.LazyFrame:
+def _sessions(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read `connect from name[address]` and `disconnect from name[address] ehlo=1 auth=0/1 quit=1 commands=2/3`."""
-    begun = pl.col("message").str.starts_with("c")
-    text = pl.when(begun).then(pl.col("message").str.slice(len(_SESSION[0])))
-    rows = peer(rows, text.otherwise(pl.col("message").str.slice(len(_SESSION[1]))))
+    begun = frame["message"].str.starts_with("c")
+    return [
+        _session(frame.filter(begun), "connect", len(_SESSION[0])),
+        _session(frame.filter(~begun), "disconnect", len(_SESSION[1])),
+    ]
+
+
+def _session(frame: pl.DataFrame, event: str, begin: int) -> pl.LazyFrame:
+    rows = peer(frame.with_columns(pl.col("message").str.slice(begin)), "message")
     more = pl.col("more")
     rows = rows.with_columns(
-        status_text=pl.when(more != "").then(more.str.strip_prefix(" ")),
-        event=pl.when(begun).then(pl.lit("connect")).otherwise(pl.lit("disconnect")),
+        status_text=pl.when(more != "").then(more.str.slice(1)),
+        event=pl.lit(event),
         outcome=pl.lit("success"),
         session_id="pid",
     )
-    whole = pl.col("src_ip_raw").is_not_null() & ((more == "") | more.str.starts_with(" "))
+    whole = pl.col("whole") & ((more == "") | more.str.starts_with(" "))
     return mail(rows, PEERED, whole.fill_null(value=False), "session line cut or damaged")
 
 
-def _matching(frame: pl.DataFrame, where: pl.Series, pattern: str) -> pl.Series:
-    text = frame.select(pl.when(where).then("message")).to_series()
-    return text.str.contains(pattern).fill_null(value=False)
-
-
-def _without_queue_id(frame: pl.DataFrame) -> list[pl.LazyFrame]:
-    """Read lines without a queue id, among them those of messages that were not queued (NOQUEUE)."""
+def _without_queue_id(frame: pl.DataFrame) -> list[Task]:
+    """Share out lines without a queue id, among them those of messages that were not queued (NOQUEUE)."""
     message = frame["message"].str
-    nameless = message.starts_with("NOQUEUE: ")
-    warned = message.starts_with("warning: ")
-    tls = message.starts_with("TLS connection ") | message.contains(" TLS connection ", literal=True)
+    nameless, warned = message.starts_with("NOQUEUE: "), message.starts_with("warning: ")
+    tls = ~warned & (message.starts_with("TLS connection ") | message.contains(" TLS connection ", literal=True))
     ended = reduce(or_, (message.starts_with(text) for text in rare.ENDINGS))
-    screen = frame["op_raw"] == "postscreen"
-    masks = {
-        rare.sasl_failures: warned & _matching(frame, warned, rare.SASL),
-        rare.tls: ~warned & tls & _matching(frame, tls, rare.TLS),
-        rare.troubles: ended & _matching(frame, ended, rare.TROUBLE),
-        rare.screened: screen & ~warned & _matching(frame, screen, rare.SCREEN),
-    }
-    left = ~nameless
-    parts = []
-    for read, mask in masks.items():
-        taken = mask & left
-        left = left & ~taken
-        if taken.any():
-            parts.append(read(frame.lazy().filter(taken)))
-    parts.append(rare.ignored(frame.lazy().filter(left)))
-    if nameless.any():
-        bodies = frame.filter(nameless).with_columns(
-            queue_id=pl.lit(None, pl.String), body=pl.col("message").str.strip_prefix("NOQUEUE: ")
-        )
-        parts += _bodies(bodies.drop("message"))
-    return parts
+    screen = ~warned & (frame["op_raw"] == "postscreen")
+    shapes = (
+        (rare.sasl_failures, warned, rare.SASL),
+        (rare.tls, tls, rare.TLS),
+        (rare.troubles, ended, rare.TROUBLE),
+        (rare.screened, screen, rare.SCREEN),
+    )
+    left, tasks = ~nameless, []
+    for read, begins, pattern in shapes:
+        if (begins & left).any():
+            text = frame.select(pl.when(begins & left).then("message")).to_series()
+            taken = text.str.contains(pattern).fill_null(value=False)
+            tasks.append((read, frame.filter(taken)))
+            left = left & ~taken
+    bodies = frame.filter(nameless).with_columns(
+        queue_id=pl.lit(None, pl.String), body=pl.col("message").str.slice(len("NOQUEUE: "))
+    )
+    return [*tasks, (rare.unknown, frame.filter(left)), *_bodies(bodies.drop("message"))]
 
 
 FORMAT = Format(

@@ -1,0 +1,210 @@
+"""Hunts and detections in words: for a terminal, as Markdown, or as data."""
+
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from flows.output import OutputFormat, emit, emit_frame, plain, say, stdout, write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from queries.catalogue import Detection
+    from queries.engine import HuntResult
+
+_SEVERITY_STYLE = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "green", "info": "dim"}
+_WHO = (
+    ("credentials", "credential_ids"), ("principals", "principal_ids"), ("applications", "app_ids"), ("from", "source_networks"),
+    ("tenants", "tenant_ids"), ("mailboxes", "mailboxes"),
+)  # fmt: skip
+_NAMED = 5
+_MOST_LIMITS = 8
+
+
+def show_hunt(result: "HuntResult", to: OutputFormat) -> None:
+    """Ranked cases: in words, as the document of `-t json`, or as one row for each finding."""
+    from flows.pipeline.hunting import told
+    from reports.exports import findings_frame
+
+    if to is OutputFormat.json:
+        emit(result.to_dict())
+    elif to is OutputFormat.md:
+        write(page(told(result)))
+    elif to is OutputFormat.table:
+        show_cases(told(result))
+    else:
+        emit_frame(findings_frame(told(result)), to)
+
+
+def show_cases(answer: dict[str, Any]) -> None:
+    """Cases of a hunt on a terminal."""
+    from rich.text import Text
+
+    console = stdout()
+    window = answer["window"]
+    console.print(
+        Text(f"Window {_when(window['from'])} to {_when(window['to'])} UTC, run {answer['run_id']}\n", style="dim")
+    )
+    for case in answer["cases"]:
+        _show_case(case)
+    if answer["beyond_budget"]:
+        console.print(
+            Text(f"{answer['beyond_budget']} more cases lie beyond the budget: --budget shows more.\n", style="yellow")
+        )
+    if not answer["cases"]:
+        console.print(Text("No findings. This is no all-clear:", style="bold"))
+    console.print(Text(f"Ran {' '.join(answer['detections_run']) or 'nothing'}.", style="dim"))
+    for skipped in answer["detections_skipped"]:
+        console.print(Text(f"Skipped {skipped['id']}: {plain(skipped['reason'])}", style="yellow"))
+    _show_limits(answer["limits"])
+
+
+def _show_case(case: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    console = stdout()
+    head = Text(f"{case['rank']}. ", style="bold")
+    head.append(f" {case['severity']} ", style="reverse " + _SEVERITY_STYLE[case["severity"]])
+    head.append(
+        f"  score {case['score']:.0f}  {_when(case['first_seen'])} to {_when(case['last_seen'])}  ", style="bold"
+    )
+    head.append(case["case_id"], style="dim")
+    console.print(head)
+    for name, key in _WHO:
+        values = case["entities"][key]
+        if values and not (key == "principal_ids" and case["entities"]["credential_ids"]):
+            more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
+            _indented(f"{name:<13}", f"{', '.join(map(plain, values[:_NAMED]))}{more}", "dim")
+    for detection, findings in _by_detection(case["findings"]):
+        strongest = max(findings, key=lambda f: f["score"])
+        times = f" ({len(findings)} findings). The strongest:" if len(findings) > 1 else "."
+        _indented(f"{detection:<13}", f"{plain(strongest['title'])}{times} {plain(strongest['explanation'])}", "cyan")
+    console.print()
+
+
+def _by_detection(findings: list[dict[str, Any]]) -> "Iterable[tuple[str, list[dict[str, Any]]]]":
+    """Findings by detection, in the order of their first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for finding in findings:
+        groups.setdefault(finding["detection"], []).append(finding)
+    return groups.items()
+
+
+def _indented(label: str, text: str, style: str) -> None:
+    """A label, and text that is wrapped beside it."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    console = stdout()
+    room = max(20, console.width - 4 - cell_len(label))
+    for number, line in enumerate(Text(text).wrap(console, room)):
+        line.rstrip()
+        head = Text("    " + (label if number == 0 else " " * cell_len(label)), style=style)
+        console.print(head + line, soft_wrap=True)
+
+
+def _show_limits(limits: list[str]) -> None:
+    from rich.text import Text
+
+    if not limits:
+        return
+    console = stdout()
+    console.print(Text("\nWhat these logs cannot say:", style="bold"))
+    for limit in limits[:_MOST_LIMITS]:
+        _indented("- ", plain(limit), "dim")
+    if len(limits) > _MOST_LIMITS:
+        console.print(
+            Text(f"    and {len(limits) - _MOST_LIMITS} more: -t json, -t md or the report has all.", style="dim")
+        )
+
+
+def page(answer: dict[str, Any]) -> str:
+    """A hunt as Markdown; what came from logs is escaped."""
+    from reports.escape import md
+
+    window = answer["window"]
+    lines = [f"# Hunt {md(answer['run_id'])}", "", f"Window {_when(window['from'])} to {_when(window['to'])} UTC.", ""]
+    for case in answer["cases"]:
+        lines += [
+            f"## {case['rank']}. {case['severity']}, score {case['score']:.0f}, {case['case_id']}",
+            "",
+            md(case["summary"]),
+            "",
+        ]
+    if not answer["cases"]:
+        lines += ["No findings. This is no all-clear.", ""]
+    lines += ["## What these logs cannot say", "", *(f"- {md(limit)}" for limit in answer["limits"])]
+    lines += [f"- {s['id']} did not run: {md(s['reason'])}" for s in answer["detections_skipped"]]
+    return "\n".join([*lines, "", f"Ran {md(' '.join(answer['detections_run']) or 'nothing')}."]) + "\n"
+
+
+def _when(text: str) -> str:
+    return text[:16].replace("T", " ")
+
+
+def show_rule(detection: "Detection", to: OutputFormat) -> None:
+    """One detection."""
+    facts = {
+        "id": detection.id, "title": detection.title, "hypothesis": detection.hypothesis, "family": detection.family,
+        "severity": detection.severity, "attack": [{"technique": a.technique, "name": a.name, "tactics": list(a.tactics)} for a in detection.attack],
+        "tables": list(detection.tables), "parameters": [{"name": p.name, "default": p.default, "help": p.help} for p in detection.parameters],
+        "false_positives": list(detection.false_positives), "blind_spots": list(detection.blind_spots), "runbook": list(detection.runbook),
+        "source": detection.path.read_text(),
+    }  # fmt: skip
+    if to is OutputFormat.json:
+        emit(facts)
+    elif to is OutputFormat.table:
+        _show_rule(detection)
+    else:
+        flat = {k: v if isinstance(v, str) else "; ".join(map(_in_words, v)) for k, v in facts.items()}
+        emit_frame(pl.DataFrame([flat]), to)
+
+
+def _in_words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    if "technique" in value:
+        return f"{value['technique']} {value['name']}"
+    return f"{value['name']} = {value['default']}: {value['help']}"
+
+
+def _show_rule(detection: "Detection") -> None:
+    from rich.text import Text
+
+    console = stdout()
+    console.print(Text(f"{detection.id}  {detection.title}", style="bold"))
+    console.print(Text(detection.hypothesis))
+    console.print(
+        Text(f"{detection.family}, severity {detection.severity}, reads {', '.join(detection.tables)}", style="dim")
+    )
+    for title, lines in (
+        ("ATT&CK", [f"{a.technique} {a.name} ({', '.join(a.tactics)})" for a in detection.attack]),
+        ("Parameters", [f"{p.name} = {p.default}: {p.help}" for p in detection.parameters]),
+        ("Runbook", detection.runbook), ("What else looks like this", detection.false_positives), ("Blind spots", detection.blind_spots),
+    ):  # fmt: skip
+        if lines:
+            console.print(Text("\n" + title, style="bold"))
+            for line in lines:
+                _indented("- ", line, "dim")
+    console.print(Text(f"\nSource: queries/detections/{detection.path.name}", style="dim"))
+
+
+def show_demo(answer: dict[str, Any], to: OutputFormat) -> None:
+    """Where the demo lies, what was found, and how that compares with what was planted."""
+    if to is OutputFormat.json:
+        emit({k: v for k, v in answer.items() if k != "told"})
+        return
+    if to is OutputFormat.table:
+        show_cases(answer["told"])
+        write("\n")
+    planted = pl.DataFrame(answer["planted"], schema_overrides={"rank": pl.Int64}).rename({"rank": "found_in_case"})
+    if to is OutputFormat.table:
+        planted = planted.select("step", "tenant_id", "network", "events", "found_in_case")
+    emit_frame(
+        planted, to, title="What was planted, and the case that holds it", labels={"found_in_case": "found in case"}
+    )
+    t = answer["totals"]
+    spent = ", ".join(f"{name} {s} s" for name, s in answer["seconds"].items())
+    say(f"{t['records']:,} records ({answer['raw_bytes'] / 1e6:.0f} MB of logs, {t['files']} files). {spent}.")
+    say(f"Report:  {answer['report'][0]}")
+    say(f'Archive: {answer["archive"]}   try: gatehound sql -a {answer["archive"]} "show tables"')
