@@ -6,10 +6,10 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.prefect_parts import key, located
+from flows.prefect_parts import key, located, worth_repeating
 
 
-@task(name="run detections", retries=1, retry_delay_seconds=30)
+@task(name="run detections", retries=1, retry_delay_seconds=30, retry_condition_fn=worth_repeating)
 def run_detections(
     archive: str, begin: str | None, end: str | None, detections: list[str] | None, budget: int
 ) -> dict[str, Any]:
@@ -43,7 +43,8 @@ def hunt(
     """
     where = located(archive)
     if days is not None:
-        begin, end = (datetime.now(UTC) - timedelta(days=days)).date().isoformat(), None
+        now = datetime.now(UTC)
+        begin, end = (now - timedelta(days=days)).date().isoformat(), now.date().isoformat()
     answer = run_detections(where, begin, end, detections, budget)
     rows = [
         {

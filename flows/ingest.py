@@ -5,10 +5,10 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
-from flows.prefect_parts import key, located
+from flows.prefect_parts import key, located, worth_repeating
 
 
-@task(name="ingest evidence", retries=2, retry_delay_seconds=30)
+@task(name="ingest evidence", retries=2, retry_delay_seconds=30, retry_condition_fn=worth_repeating)
 def ingest_evidence(archive: str, paths: list[str], options: dict[str, Any]) -> dict[str, Any]:
     """Reads evidence; safe to repeat, since each piece is committed once."""
     from flows.pipeline.running import ingest_paths

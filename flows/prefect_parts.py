@@ -2,8 +2,9 @@
 
 import os
 import re
+from typing import Any
 
-from data_contracts.errors import UsageError
+from data_contracts.errors import GatehoundError, UsageError
 
 
 def located(archive: str | None) -> str:
@@ -22,3 +23,8 @@ def key(kind: str, archive: str) -> str:
     """Key of an artifact: lower-case letters, digits and dashes; one series per archive."""
     name = re.sub(r"[^a-z0-9]+", "-", archive.lower()).strip("-")[-60:].strip("-")
     return f"gatehound-{kind}-{name}" if name else f"gatehound-{kind}"
+
+
+def worth_repeating(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a failed task is to be tried again: not when the caller or the evidence is at fault, which stays as it is."""
+    return not isinstance(state.data, GatehoundError) and not isinstance(getattr(state.data, "exception", None), GatehoundError)
