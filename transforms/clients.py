@@ -45,6 +45,8 @@ _KNOWN = (
 _MAC = r"^(?:Mac OS X|macOS)/.*; ?(?P<product>[A-Za-z][\w .-]{0,40})/(?P<major>\d{1,6})[^;]*$"
 # Mozilla/5.0 (compatible; Name/1.2; ...)
 _COMPATIBLE = r"^Mozilla/[\d.]+ \(compatible; (?P<product>[A-Za-z][\w .-]{0,40})/(?P<major>\d{1,6})"
+# Mozilla/5.0 (Windows NT; Windows NT 10.0; en-US) WindowsPowerShell/5.1.19041.2673: no browser, so what comes last
+_BEHIND = r"^Mozilla/[\d.]+ \([^()]*\) (?:\S+ )*(?P<product>[A-Za-z][\w.-]{0,40})/v?(?P<major>\d{1,6})[^ /]*$"
 # ASProxy/CrossSite/Directory/EXCH/15.00.1104.000: product with slashes, then version
 _PRODUCT = r"^(?P<product>[^();,=\d][^();,=]*?)/v?(?P<major>\d{1,6})(?:[.;, ()]|$)"
 # EWSEditor (ExchangeServicesClient/0.0.0.0): a name of its own, with the library in brackets
@@ -104,6 +106,7 @@ def _reduce(agents: pl.Series) -> pl.Series:
         _product(_MAC),
         _product(_COMPATIBLE),
         *known[1:],
+        _product(_BEHIND),
         _product(_PRODUCT),
         name + " (" + pl.col("inner").str.extract(_LIBRARY) + ")",
         pl.col("text").str.extract(_WRAPPER_NAME),

@@ -23,6 +23,7 @@ def _family(*agents: str | None) -> list[str | None]:
         ("MacOutlook/15.35.0.170610 (Intelx64 Mac OS X Version 10.12.5 (Build 16F73))", "MacOutlook/15"),
         ("Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.4266; Pro)", "Outlook/16"),
         ("Microsoft Office/16.0", "Microsoft Office/16"),
+        ("Mozilla/5.0 (Windows NT; Windows NT 10.0; en-US) WindowsPowerShell/5.1.19041.2673", "WindowsPowerShell/5"),
         ("Client=WebServices;ExchangeWebServices/10.0 (262)", "ExchangeWebServices/10"),
         ("Client=WebServices;EWSEditor (ExchangeServicesClient/0.0.0.0);", "EWSEditor (ExchangeServicesClient/0)"),
         ("EWSEditor (ExchangeServicesClient/0.0.0.0)", "EWSEditor (ExchangeServicesClient/0)"),
