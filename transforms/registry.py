@@ -123,12 +123,13 @@ def _unknown(rest: pl.DataFrame, ctx: Context) -> pl.DataFrame:
     named: list[str] = ctx.carry.setdefault("unknown_programs", [])
     counts = rest.get_column("program").drop_nulls().value_counts(sort=True)
     for program in counts.get_column("program").to_list():
-        if len(named) < _NAMED_PROGRAMS and program not in named and _plain(program):
+        if len(named) < _NAMED_PROGRAMS and program not in named and program and _plain(program):
             named.append(program)
     program = pl.col("program")
     reason = (
         pl.when(pl.col("raw").str.strip_chars() == "").then(pl.lit("blank line"))
         .when(program.is_null()).then(pl.lit("parse: " + _NOT_SYSLOG))
+        .when(program == "").then(pl.lit("syslog line without a program"))
         .when(program.is_in(named)).then(pl.lit("no format for program ") + program)
         .otherwise(pl.lit("no format for the program"))
     )  # fmt: skip

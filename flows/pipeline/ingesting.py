@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +24,7 @@ from flows.pipeline.references import load_references
 from transforms.enrich import References
 from transforms.model import Context
 
-_ROWS_A_STAGE = 1_000_000  # rows of all tables that are held before they are written
+_ROWS_A_STAGE = 500_000  # rows of all tables that are held before they are written
 _BYTES_A_BATCH = 256 << 20  # content of the pieces that are validated and committed together
 _PIECES_A_BATCH = 200
 
@@ -59,8 +60,19 @@ class _Batch:
     rows: int = 0
     bytes: int = 0
     staged: dict[str, list[Staged]] = field(default_factory=dict)
+    writing: list[tuple[str, "Future[list[Staged]]"]] = field(default_factory=list)
     quarantine: list[pl.DataFrame] = field(default_factory=list)
     done: dict[str, set[str]] = field(default_factory=dict)  # evidence -> tables that hold it already, after a crash
+
+    def begin(self, stage: "Future[list[Staged]]", table: str) -> None:
+        """Keeps a stage that is under way."""
+        self.writing.append((table, stage))
+
+    def settle(self) -> None:
+        """Waits for what is under way."""
+        for table, stage in self.writing:
+            self.staged.setdefault(table, []).extend(stage.result())
+        self.writing.clear()
 
     def tag(self, run_id: str) -> str:
         """What staged files belong to: the piece if it is alone, else the run."""
@@ -85,6 +97,7 @@ class Ingest:
         self.refs: References = load_references(archive)
         self.finished: list[Source] = []
         self._batch = _Batch()
+        self._writer = ThreadPoolExecutor(1, "stage")
 
     def run(self, paths: Iterable[str]) -> dict[str, Any]:
         """Ingests every piece below the paths; what is refused never stops the rest.
@@ -102,6 +115,7 @@ class Ingest:
             for piece in found:
                 self._take(piece)
         self._finish(self._batch)
+        self._writer.shutdown()
         return self._answer()
 
     def _take(self, piece: evidence.Piece) -> None:
@@ -141,13 +155,15 @@ class Ingest:
                 self._stage(batch)
 
     def _stage(self, batch: _Batch) -> None:
+        """Writes what is held in the background, so that parsing goes on; one stage is under way at most."""
+        batch.settle()
         for table, frames in batch.frames.items():
             frame = pl.concat(frames)
             if frame["has_id"].any():
                 frame = self._without_duplicates(batch, table, frame)
             frame = frame.drop("has_id")
             if frame.height:
-                batch.staged.setdefault(table, []).extend(self.archive.stage(table, frame, batch.tag(self.run_id)))
+                batch.begin(self._writer.submit(self.archive.stage, table, frame, batch.tag(self.run_id)), table)
         batch.frames.clear()
         batch.rows = 0
 
@@ -177,6 +193,7 @@ class Ingest:
         if not batch.sources:
             return
         self._stage(batch)
+        batch.settle()
         began = time.monotonic()
         failures = self._validate(batch)
         if failures or (self.options.strict and any(s.counts.quarantined for s in batch.sources)):

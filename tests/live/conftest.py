@@ -65,7 +65,7 @@ class Programs:
     def stop(self) -> None:
         """Ends the process groups, the last one started first."""
         for process in reversed(self._running):
-            for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+            for sign, patience in ((signal.SIGTERM, 4), (signal.SIGKILL, 5)):
                 try:
                     os.killpg(process.pid, sign)
                     process.wait(patience)

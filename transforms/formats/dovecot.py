@@ -19,6 +19,7 @@ import polars as pl
 
 from transforms.model import IGNORED, QUARANTINED, Context, Format
 from transforms.syslog import refusal, unrepeat
+from transforms.syslog_time import by_values
 
 _ROW = (
     "record_no",
@@ -32,7 +33,8 @@ _ROW = (
     "op_raw",
     "disposition",
 )
-_LEVEL = r"(?:(?:Info|Warning|Error|Fatal|Panic): )?"
+_LEVELS = "Info|Warning|Error|Fatal|Panic"
+_LEVEL = rf"(?:(?:{_LEVELS}): )?"
 # Info: imap(user@example.net)<18><PeYc>: Info: Disconnected ...
 _HEAD = rf"^(?:dovecot: )?{_LEVEL}([A-Za-z0-9_-]+)(?:\((.*?)\))?(?:<([^<>]*)>)?(?:<([^<>]*)>)?: {_LEVEL}(.*)$"
 # ... in 30 secs): user=<hess@example.net>, method=PLAIN, rip=192.0.2.1, lip=..., TLS: Connection closed, session=<oEOp>
@@ -45,9 +47,9 @@ _AUTH = (
     r"(.*?)(?:,([0-9A-Fa-f.:]*))?(?:,<([^<>]*)>)?\): (.*)$"
 )
 # ... top=0/0, retr=2/4096, del=0/9, size=81920, in=12, out=43
-_POP3 = (
-    r"^(.*?),? ?top=(\d{1,15})/(\d{1,15}), retr=(\d{1,15})/(\d{1,15}), del=(\d{1,15})/(\d{1,15}), size=(\d{1,15})(.*)$"
-)
+_N = "([0-9]{1,15})"
+_POP3 = rf"^{_N}/{_N}, retr={_N}/{_N}, del={_N}/{_N}, size={_N}(.*)$"
+_LOGIN_BEGUN = r"^(?:Login|Logged in): |auth failed, |Maximum number of connections|tried to use |[Pp]roxy|Login failed"
 _POP3_BEGUN = r"\b(?:top=\d|retr=\d|del=\d|size=\d)"
 _IMAP = r"^(.*?) (?:in=(\d{1,15}) out=(\d{1,15})|bytes=(\d{1,15})/(\d{1,15}))(.*)$"
 _IMAP_BEGUN = r" (?:in=\d|bytes=\d)"
@@ -84,11 +86,23 @@ def parse(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
 
 def _heads(frame: pl.DataFrame) -> pl.DataFrame:
     """Cut `service(inner)<worker><session>: body`; op_raw is the service, inner mostly the user."""
-    names = ("service", "inner", "tag1", "tag2", "body")
     named = pl.col("program").str.starts_with("dovecot")
     text = pl.when(named).then("message").otherwise(pl.concat_str("program", pl.lit(": "), "message"))
     lines = frame.lazy().with_columns(text.alias("text"), source=pl.lit("dovecot"), disposition=pl.lit("access_events"))
-    lines = _groups(lines, pl.col("text"), _HEAD, *names)
+    plain = _cut(_cut(lines, "text", ": ", "head", "body"), "head", "(", "service", "rest")
+    cut = _cut(_cut(plain, "rest", ")", "inner", "tags"), "tags", ">", "tag1", "tag2", "more").collect()
+    levelled = pl.col("body").str.contains(rf"^(?:{_LEVELS}): ")
+    simple = ~pl.col("head").str.contains(rf"[\s<]|^(?:dovecot|{_LEVELS})$")
+    tagged = (
+        ~pl.col("head").str.contains(" ", literal=True) & (pl.col("more") == "") & pl.col("tag1").str.starts_with("<")
+    )
+    fits = cut.select(((simple & (pl.col("tags").fill_null("") == "")) | tagged) & ~levelled).to_series()
+    fits = fits.fill_null(value=False)
+    names = ("service", "inner", "tag1", "tag2", "body")
+    odd = _groups(lines.filter(~fits), pl.col("text"), _HEAD, *names).collect()
+    whole = cut.filter(fits).with_columns(pl.col("tag1", "tag2").str.strip_prefix("<")).select(odd.columns)
+    whole = whole.with_columns(pl.when(pl.col(name) != "").then(name).alias(name) for name in ("tag1", "tag2"))
+    lines = pl.concat([whole, odd]).lazy()
     numbered = pl.col("tag1").str.contains(r"^\d*$") & (pl.col("tag2").is_not_null() | (pl.col("tag1") != ""))
     lines = lines.with_columns(
         pl.col("body").fill_null(""),
@@ -101,26 +115,20 @@ def _heads(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _kind() -> pl.Expr:
     """Number the lines by what they tell: the position in the readers of `parse`."""
-    body, service = pl.col("body").str, pl.col("op_raw")
-    login = service.is_in(["pop3-login", "imap-login", "submission-login"])
-    known = (
-        body.contains(r"^(?:Login|Logged in): ")
-        | body.contains("(?:auth failed, |Maximum number of connections|tried to use |proxy|Proxy)")
-        | body.contains("Login failed", literal=True)
-    )
-    auth = service.is_in(["auth", "auth-worker"]) & body.contains(_AUTH)
-    pop3, imap, mail = service == "pop3", service == "imap", service.is_in(["lda", "lmtp", "deliver", "dovecot-lda"])
-    told = body.contains(r"\bmsgid=") & body.contains(
-        r": (?:saved mail|stored mail|forwarded to|save failed|failed to store)"
-    )
+    service = pl.col("op_raw")
+
+    def told(services: list[str], pattern: str) -> pl.Expr:
+        body = pl.when(service.is_in(services)).then("body")
+        return body.str.contains(pattern).fill_null(value=False)
+
+    login = told(["pop3-login", "imap-login", "submission-login"], _LOGIN_BEGUN)
     kind = (
-        pl.when(login & known & body.contains("rip=", literal=True)).then(1)
-        .when(login & known).then(6)
-        .when(auth).then(2)
-        .when(pop3 & body.contains(_POP3)).then(3)
-        .when(imap & body.contains(_IMAP)).then(4)
-        .when((pop3 & body.contains(_POP3_BEGUN)) | (imap & body.contains(_IMAP_BEGUN))).then(6)
-        .when(mail & told).then(5)
+        pl.when(login & pl.col("body").str.contains("rip=", literal=True)).then(1)
+        .when(login).then(6)
+        .when(told(["auth", "auth-worker"], _AUTH)).then(2)
+        .when(told(["pop3"], _POP3_BEGUN)).then(3)
+        .when(told(["imap"], _IMAP_BEGUN)).then(4)
+        .when(told(["lda", "lmtp", "deliver", "dovecot-lda"], _MAIL)).then(5)
         .otherwise(0)
     )  # fmt: skip
     return kind.cast(pl.UInt8)
@@ -128,6 +136,11 @@ def _kind() -> pl.Expr:
 
 def _groups(rows: pl.LazyFrame, text: pl.Expr, pattern: str, *names: str) -> pl.LazyFrame:
     return rows.with_columns(text.str.extract_groups(pattern).struct.rename_fields(list(names)).alias("_")).unnest("_")
+
+
+def _cut(rows: pl.LazyFrame, column: str, by: str, *names: str) -> pl.LazyFrame:
+    parts = pl.col(column).str.splitn(by, len(names)).struct.rename_fields(list(names))
+    return rows.with_columns(parts.alias("_")).unnest("_")
 
 
 def _access(rows: pl.LazyFrame, *names: str) -> pl.LazyFrame:
@@ -143,7 +156,7 @@ def _access(rows: pl.LazyFrame, *names: str) -> pl.LazyFrame:
         mailbox_id=who,
         credential_id=pl.when(password).then(pl.lit("pw:") + who),
         credential_type=pl.when(password & who.is_not_null()).then(pl.lit("password")),
-        tenant_domain=who.str.extract(r"@([^@\s]+)$"),
+        tenant_domain=who.str.splitn("@", 2).struct[1].str.extract(r"([^@\s]+)$"),
         protocol=pl.col("op_raw").replace_strict(_PROTOCOLS, default=None, return_dtype=pl.String),
     )
     return rows.select(*_ROW, *_WHO, *_WHAT, "auth_method", *names)
@@ -151,39 +164,47 @@ def _access(rows: pl.LazyFrame, *names: str) -> pl.LazyFrame:
 
 def _logins(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Read `Login: user=<...>, ...` and `Disconnected (auth failed, 2 attempts): user=<...>, ...` of login services."""
-    rows = _groups(rows, pl.col("body"), _SESSION, "front", "session_named")
-    rows = _groups(rows, pl.coalesce("front", "body"), _LOGIN, "said", "user", "fields")
-    fields, said = pl.col("fields").str, pl.col("said").str
-    proxied = said.contains(r"(?i)\bproxy")
-    worked = said.contains(r"^(?:Login|Logged in)\b") & ~said.contains("failed", literal=True)
-    started = proxied & said.contains(r"(?i)(?:started proxying|^proxying)")
-    good = worked | started
-    pid = fields.extract(r"(?:^|, )(?:mpid|PID)=(\d+)")
-    rows = rows.with_columns(
-        auth_method=fields.extract(r"(?:^|, )method=([A-Za-z0-9_-]+)"),
-        src_ip_raw=fields.extract(r"(?:^|, )rip=([^,\s]+)"),
-        tls_version=pl.when(fields.contains(r", (?:TLS|secured)\b")).then(pl.lit("TLS")),
+    plain = _cut(_cut(rows, "body", ": user=<", "said", "r"), "r", ">, ", "user", "r2")
+    cut = _cut(plain, "r2", ", session=<", "fields", "session_named").collect()
+    sessions = cut["session_named"].str.strip_suffix(">")
+    marks = cut.select(pl.concat_str("user", "fields", sessions.fill_null("")).str.contains("[<>]")).to_series()
+    fits = (~marks & cut["fields"].str.contains("rip=", literal=True)).fill_null(value=False)
+    odd = _groups(rows.filter(~fits), pl.col("body"), _SESSION, "front", "session_named")
+    odd = _groups(odd, pl.coalesce("front", "body"), _LOGIN, "said", "user", "fields").drop("front")
+    whole = cut.with_columns(sessions).filter(fits).lazy()
+    parts = [_login_fields(part.select(odd.collect_schema().names()).collect()) for part in (whole, odd)]
+    return _access(pl.concat(parts), "src_ip_raw", "tls_version", "op_count")
+
+
+def _login_fields(frame: pl.DataFrame) -> pl.LazyFrame:
+    """Read `method=PLAIN, rip=192.0.2.1, lip=192.0.2.2, mpid=18, TLS`, and once for each text what is said before."""
+    frame = frame.hstack(by_values(frame["said"], _what_was_said))
+    rows = _cut(_cut(frame.lazy(), "fields", "rip=", "before", "after"), "after", ",", "src_ip_raw", "last")
+    rows = _cut(_cut(rows, "before", "method=", "_b", "method"), "method", ",", "auth_method", "_m")
+    alone = pl.when(pl.col("session_named").is_null()).then("fields")
+    pid = alone.str.extract(r"(?:^|, )(?:mpid|PID)=(\d+)")
+    safe = pl.col("last").str.contains(", TLS", literal=True) | pl.col("last").str.contains(" secured", literal=True)
+    lost = (pl.col("src_ip_raw").fill_null("") == "") | pl.col("src_ip_raw").str.contains(r"\s")
+    over = pl.col("over").fill_null(value=False)
+    return rows.with_columns(
+        tls_version=pl.when(safe).then(pl.lit("TLS")),
         session_id=pl.coalesce("session_named", pl.lit("pid:") + pid),
-        action=pl.when(proxied).then(pl.lit("proxy")).otherwise(pl.lit("auth")),
-        outcome=pl.when(good).then(pl.lit("success")).otherwise(pl.lit("failure")),
-        reason=_why_not(said, good),
-        op_count=pl.coalesce(said.extract(_ATTEMPTS).cast(pl.Int64, strict=False), "repeated"),
+        op_count=pl.coalesce("attempts", "repeated"),
         bytes_known=pl.lit(value=False),
         agg_level=pl.lit("event"),
-    )
-    # A proxied session that ended is no attempt.
-    over = proxied & ~started & ~said.contains("(?i)fail")
-    cut = pl.col("src_ip_raw").is_null()
-    rows = rows.with_columns(
-        disposition=pl.when(cut).then(pl.lit(QUARANTINED)).when(over).then(pl.lit(IGNORED)).otherwise("disposition"),
-        reason=pl.when(cut).then(pl.lit("dovecot: login line cut or damaged"))
-        .when(over).then(pl.lit("dovecot: end of a proxied session")).otherwise("reason"),
+        disposition=pl.when(lost).then(pl.lit(QUARANTINED)).when(over).then(pl.lit(IGNORED)).otherwise("disposition"),
+        reason=pl.when(lost).then(pl.lit("dovecot: login line cut or damaged"))
+        .when(over).then(pl.lit("dovecot: end of a proxied session")).otherwise("why"),
     )  # fmt: skip
-    return _access(rows, "src_ip_raw", "tls_version", "op_count")
 
 
-def _why_not(said: "pl.expr.string.ExprStringNameSpace", good: pl.Expr) -> pl.Expr:
-    return (
+def _what_was_said(texts: pl.Series) -> pl.DataFrame:
+    """Tell action, outcome, why (of a failure), attempts, and whether it is the end of a proxied session."""
+    said = pl.col("said").str
+    proxied = said.contains(r"(?i)\bproxy")
+    started = proxied & said.contains(r"(?i)(?:started proxying|^proxying)")
+    good = started | (said.contains(r"^(?:Login|Logged in)\b") & ~said.contains("failed", literal=True))
+    why = (
         pl.when(good).then(None)
         .when(said.contains("Maximum number of connections", literal=True)).then(pl.lit("too many connections"))
         .when(said.contains("plaintext auth", literal=True)).then(pl.lit("plaintext authentication refused"))
@@ -191,6 +212,13 @@ def _why_not(said: "pl.expr.string.ExprStringNameSpace", good: pl.Expr) -> pl.Ex
         .when(said.contains("auth failed", literal=True)).then(pl.lit("auth failed"))
         .otherwise(pl.lit("login failed"))
     )  # fmt: skip
+    return texts.to_frame("said").select(
+        pl.when(proxied).then(pl.lit("proxy")).otherwise(pl.lit("auth")).alias("action"),
+        pl.when(good).then(pl.lit("success")).otherwise(pl.lit("failure")).alias("outcome"),
+        why.alias("why"),
+        said.extract(_ATTEMPTS).cast(pl.Int64, strict=False).alias("attempts"),
+        (proxied & ~started & ~said.contains("(?i)fail")).alias("over"),
+    )
 
 
 def _attempts(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -224,25 +252,34 @@ def _attempts(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 def _ended(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Fill what the summaries of POP3 and IMAP share; `said` is the reason of the end."""
-    said = pl.col("said").str
-    reason = pl.coalesce(pl.when(said.contains(end, literal=True)).then(pl.lit(end)) for end in _ENDS)
-    return rows.with_columns(
+    frame = rows.collect()
+    frame = frame.hstack(by_values(frame["said"], _how_it_ended))
+    lost = pl.col("said").is_null()
+    return frame.lazy().with_columns(
         user=pl.col("inner"),
         auth_method=pl.lit(None, pl.String),
         session_id=pl.coalesce(pl.when(pl.col("session") != "").then("session"), pl.lit("pid:") + pl.col("worker")),
         ts_end="ts",
         action=pl.lit("session"),
         outcome=pl.lit("success"),
-        reason=reason,
+        reason=pl.when(lost).then(pl.lit("dovecot: session line cut or damaged")).otherwise("how"),
+        disposition=pl.when(lost).then(pl.lit(QUARANTINED)).otherwise("disposition"),
         agg_level=pl.lit("session"),
         bytes_known=pl.lit(value=True),
     )
 
 
+def _how_it_ended(texts: pl.Series) -> pl.DataFrame:
+    said = pl.col("said").str
+    how = pl.coalesce(pl.when(said.contains(end, literal=True)).then(pl.lit(end)) for end in _ENDS)
+    return texts.to_frame("said").select(how.alias("how"))
+
+
 def _summaries(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Read the counters of a POP3 session."""
     numbers = ("top_count", "top_bytes", "retr_count", "retr_bytes", "dele_count", "maildrop_n", "maildrop_bytes")
-    rows = _ended(_groups(rows, pl.col("body"), _POP3, "said", *numbers, "more"))
+    rows = _groups(_cut(rows, "body", "top=", "end", "counters"), pl.col("counters"), _POP3, *numbers, "more")
+    rows = _ended(rows.with_columns(said=pl.when(pl.col("more").is_not_null()).then("end")))
     more = pl.col("more").str
     both = more.extract_groups(r"bytes=(\d{1,15})/(\d{1,15})").struct
     rows = rows.with_columns(
@@ -274,10 +311,9 @@ def _deliveries(rows: pl.LazyFrame) -> pl.LazyFrame:
     rows = _groups(rows, pl.col("body"), _MAIL, "id", "verb", "place")
     user = pl.col("inner").str.replace(r"^\d+, ", "")
     sent, failed = pl.col("verb") == "forwarded to", pl.col("verb").str.contains("fail", literal=True)
-    told = pl.col("verb").is_not_null()
     rows = rows.with_columns(
-        disposition=pl.when(told).then(pl.lit("mail_events")).otherwise(pl.lit(QUARANTINED)),
-        reason=pl.when(~told).then(pl.lit("dovecot: delivery line cut or damaged")),
+        disposition=pl.lit("mail_events"),
+        reason=pl.lit(None, pl.String),
         op_raw=pl.col("op_raw").replace({"deliver": "lda", "dovecot-lda": "lda"}),
         event=pl.when(sent).then(pl.lit("send")).when(failed).then(pl.lit("defer")).otherwise(pl.lit("deliver")),
         outcome=pl.when(failed).then(pl.lit("failure")).otherwise(pl.lit("success")),
@@ -295,7 +331,7 @@ def _deliveries(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 def _damaged(rows: pl.LazyFrame) -> pl.LazyFrame:
     rows = rows.with_columns(disposition=pl.lit(QUARANTINED))
-    return rows.select(*_ROW, reason=pl.lit("dovecot: login or session line cut or damaged"))
+    return rows.select(*_ROW, reason=pl.lit("dovecot: login line cut or damaged"))
 
 
 def _ignored(rows: pl.LazyFrame) -> pl.LazyFrame:
