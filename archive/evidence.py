@@ -327,12 +327,13 @@ def identify(piece: Piece, sizes: list[int], progress: Callable[[int], None] | N
     at = 0
     with stream:
         while chunk := stream.read(CHUNK):
+            hashed = 0
             while at < len(wanted) and total + len(chunk) >= wanted[at]:
-                part = digest.copy()
-                part.update(chunk[: wanted[at] - total])
-                prefixes[wanted[at]] = part.hexdigest()
+                digest.update(memoryview(chunk)[hashed : wanted[at] - total])
+                hashed = wanted[at] - total
+                prefixes[wanted[at]] = digest.copy().hexdigest()
                 at += 1
-            digest.update(chunk)
+            digest.update(memoryview(chunk)[hashed:])
             total += len(chunk)
             if len(head) < HEAD:
                 head = (head + chunk)[:HEAD]
@@ -342,6 +343,16 @@ def identify(piece: Piece, sizes: list[int], progress: Callable[[int], None] | N
     content = digest.hexdigest()
     file_hash = content if container == "none" else hash_file(piece.path)
     return Identity(content, file_hash, total, container, head, tail, tail.endswith(b"\n"), damage(), prefixes)
+
+
+def head_of(piece: Piece, size: int) -> bytes:
+    """The first bytes of a piece's content."""
+    stream, _, _ = piece.open()
+    with stream:
+        head = b""
+        while len(head) < size and (more := stream.read(size - len(head))):
+            head += more
+    return head
 
 
 def hash_file(path: str) -> str:

@@ -1,5 +1,6 @@
 """The register of evidence: what was ingested, from where, and what became of it (table `evidence`)."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,12 @@ if TYPE_CHECKING:
     from archive.store import Archive
 
 TABLE = "evidence"
+HEAD_BYTES = 1024  # of the content, by whose hash shorter versions of a log are looked up
+
+
+def head_sha256(content: bytes) -> str:
+    """Hash of the beginning of some content."""
+    return hashlib.sha256(content[:HEAD_BYTES]).hexdigest()
 
 
 class EvidenceRegister:
@@ -39,11 +46,17 @@ class EvidenceRegister:
         """Every row of a piece of evidence, refused ones included, oldest first."""
         return self.rows().filter(pl.col("evidence_id") == evidence_id)
 
-    def sizes(self) -> dict[int, list[str]]:
-        """Content size in bytes to the ids of the evidence of that size in the archive: a grown log begins so."""
-        held = self.rows().filter(pl.col("status") != "refused").unique("evidence_id", keep="last", maintain_order=True)
+    def sizes(self, head: bytes) -> dict[int, list[str]]:
+        """Content size in bytes to the evidence ids of that size that a log with this beginning may have grown from.
+
+        Args:
+            head: first HEAD_BYTES of the content, or all of it if there are fewer.
+        """
+        rows = self.rows()
+        same = (pl.col("head_sha256") == head_sha256(head)) | (pl.col("content_bytes") < HEAD_BYTES)
+        held = rows.filter(same & (pl.col("status") != "refused"))
         grouped: dict[int, list[str]] = {}
-        for size, evidence_id in held.select("content_bytes", "evidence_id").iter_rows():
+        for size, evidence_id in held.select("content_bytes", "evidence_id").unique(maintain_order=True).iter_rows():
             grouped.setdefault(size, []).append(evidence_id)
         return grouped
 

@@ -9,7 +9,7 @@ from flows.commands import analyse, collect
 
 app = typer.Typer(
     name="gatehound",
-    help="Forensics for e-mail gateways: who used a credential, from where, against which tenants; what was read, what left.",
+    help="Forensics for e-mail gateways: who used a credential, from where, against whom; what was read, what left.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

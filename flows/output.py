@@ -1,4 +1,4 @@
-"""stdout is data, stderr is talk: tables, CSV, JSON, JSON lines, Parquet, Markdown. Nothing that a log says acts on them."""
+"""stdout is data, stderr is talk: tables, CSV, JSON, JSON lines, Parquet, Markdown; no log text acts there."""
 
 import re
 import shutil
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 _NARROWEST_CELL = 14  # a text column is not squeezed below
 _GAP = 3  # between two columns
-_LABEL = re.compile(r"(?:^|_)(?:port|asn|year|no|offset|byte|version)$|^at byte$|^record$")  # numbers that nobody adds up
+_LABEL = re.compile(
+    r"(?:^|_)(?:port|asn|year|no|offset|byte|version)$|^at byte$|^record$"
+)  # numbers that nobody adds up
 _MOST_ROWS = 1000  # of a table on a terminal; the other formats have all
 _WIDE = 160  # of a table that goes to a file
 
@@ -122,7 +124,9 @@ def emit_frame(
         frame.write_parquet(sys.stdout.buffer)
     elif fmt is OutputFormat.md:
         write(
-            (f"## {title}\n\n" if title else "") + markdown(frame.rename(dict(labels or {}), strict=False)) + ("\n" if title else "")
+            (f"## {title}\n\n" if title else "")
+            + markdown(frame.rename(dict(labels or {}), strict=False))
+            + ("\n" if title else "")
         )
     else:
         _show(frame.rename(dict(labels or {}), strict=False), title, {(labels or {}).get(c, c) for c in prose})

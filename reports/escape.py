@@ -1,6 +1,7 @@
 """What logs say, made harmless for where it is shown: a terminal line, Markdown, HTML, JSON, a spreadsheet."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
@@ -122,14 +123,14 @@ def csv(frame: pl.DataFrame) -> str:
     return defused(frame.with_columns(times)).write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.6f")
 
 
-def jsonable(value: Any) -> Any:
-    """A value as JSON has it: times as ISO 8601 with Z, bytes as hexadecimal digits, numbers that JSON lacks as null."""
+def jsonable(value: Any) -> Any:  # noqa: PLR0911 - one line per kind of value
+    """A value as JSON has it: times as ISO 8601 with Z, bytes as hexadecimal digits, what JSON lacks as null."""
     if isinstance(value, (datetime, date)):
         return iso(value)
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
+        return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

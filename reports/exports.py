@@ -10,9 +10,25 @@ from reports.escape import csv, to_json
 
 _LISTS = ("tenant_ids", "credential_ids", "principal_ids", "app_ids", "source_ips", "source_networks", "mailboxes")
 _COLUMNS = (
-    "case_id", "rank", "case_severity", "case_score", "finding_id", "detection", "title", "family", "severity", "score",
-    "first_seen", "last_seen", "explanation", *_LISTS, "evidence_table", "evidence_count", "event_uids", "sql",
-)  # fmt: skip
+    "case_id",
+    "rank",
+    "case_severity",
+    "case_score",
+    "finding_id",
+    "detection",
+    "title",
+    "family",
+    "severity",
+    "score",
+    "first_seen",
+    "last_seen",
+    "explanation",
+    *_LISTS,
+    "evidence_table",
+    "evidence_count",
+    "event_uids",
+    "sql",
+)
 _SCHEMA: dict[str, Any] = (
     dict.fromkeys(_COLUMNS, pl.String)
     | {"rank": pl.Int64, "case_score": pl.Float64, "score": pl.Float64, "evidence_count": pl.Int64}
@@ -21,18 +37,23 @@ _SCHEMA: dict[str, Any] = (
 
 
 def findings_rows(hunt: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per finding, with its case. Takes a hunt whose findings carry title, severity, entities and evidence.count."""
+    """One row per finding, with its case. The findings also carry title, severity, entities and evidence.count."""
     return [
         {
-            "case_id": case["case_id"], "rank": case["rank"], "case_severity": case["severity"], "case_score": case["score"],
+            "case_id": case["case_id"],
+            "rank": case["rank"],
+            "case_severity": case["severity"],
+            "case_score": case["score"],
             **{k: finding[k] for k in _COLUMNS[4:13]},
             **{k: list(finding["entities"].get(k, ())) for k in _LISTS},
-            "evidence_table": finding["evidence"]["table"], "evidence_count": finding["evidence"]["count"],
-            "event_uids": list(finding["evidence"]["event_uids"]), "sql": finding["sql"],
+            "evidence_table": finding["evidence"]["table"],
+            "evidence_count": finding["evidence"]["count"],
+            "event_uids": list(finding["evidence"]["event_uids"]),
+            "sql": finding["sql"],
         }
         for case in hunt["cases"]
         for finding in case["findings"]
-    ]  # fmt: skip
+    ]
 
 
 def findings_frame(hunt: Mapping[str, Any]) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""The incident report: what a hunt found, for a manager, an analyst and a lawyer; one file of HTML, the same as Markdown."""
+"""The incident report: what a hunt found, for a manager, an analyst and a lawyer; as one HTML file, and as Markdown."""
 
 import base64
 import re
@@ -22,9 +22,14 @@ _SERIOUS = ("critical", "high")
 _WORST = 3
 _SUBJECTS = (("credential_ids", "credential"), ("principal_ids", "principal"), ("app_ids", "application"))
 _WHO = (
-    ("Tenants", "tenant_ids"), ("Credentials", "credential_ids"), ("Principals", "principal_ids"), ("Applications", "app_ids"),
-    ("Source networks", "source_networks"), ("Source addresses", "source_ips"), ("Mailboxes", "mailboxes"),
-)  # fmt: skip
+    ("Tenants", "tenant_ids"),
+    ("Credentials", "credential_ids"),
+    ("Principals", "principal_ids"),
+    ("Applications", "app_ids"),
+    ("Source networks", "source_networks"),
+    ("Source addresses", "source_ips"),
+    ("Mailboxes", "mailboxes"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,10 @@ def _environment() -> "Environment":
         return name is None or ".html" in name
 
     env = Environment(
-        loader=PackageLoader("reports", "templates"), autoescape=escapes, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("reports", "templates"),
+        autoescape=escapes,  # noqa: S701 - by name: HTML
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     env.filters.update(when=_when, listed=_listed, md=md, fence=fence, code=code, plain=plain)
     return env
@@ -234,9 +242,9 @@ def _lead(m: Material, cases: Sequence[Mapping[str, Any]]) -> str:
     span = f"from {_when(window['from'])} to {_when(window['to'])} UTC"
     ran = _count(len(m.hunt["detections_run"]), "detection")
     if not cases:
-        return f"{ran} ran over the logs {span} and found nothing. This is no all-clear: what the logs cannot say stands below."
+        return f"{ran} ran over the logs {span} and found nothing. This is no all-clear: see what the logs cannot say."
     spread = ", ".join(f"{n} {s}" for s in _SEVERITIES if (n := sum(c["severity"] == s for c in cases)))
-    return f"{ran} ran over the logs {span}. They point to {_count(len(cases), 'case')} ({spread})."
+    return f"{ran} ran over the logs {span}. Result: {_count(len(cases), 'case')} ({spread})."
 
 
 def _told(case: Mapping[str, Any]) -> str:
@@ -283,7 +291,8 @@ def _bounds(m: Material) -> str:
     limits, skipped = len(m.hunt["limits"]), len(m.hunt["detections_skipped"])
     text = f"{_count(limits, 'limit')} of these logs {'is' if limits == 1 else 'are'} stated below"
     text += f", and {_count(skipped, 'detection')} could not run" if skipped else ""
-    return f"How far this carries: {text}. What is not in the logs can neither be confirmed nor ruled out. A case is a lead to be checked, not a verdict."
+    carries = f"How far this carries: {text}. What is not in the logs can neither be confirmed nor ruled out."
+    return f"{carries} A case is a lead to be checked, not a verdict."
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:

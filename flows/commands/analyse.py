@@ -1,5 +1,5 @@
 """Verbs that ask: sql, hunt, report, rules, demo."""
-# ruff: noqa: A002, FBT002, PLR0917 - the signature of a verb is its command line
+# ruff: noqa: FBT002, PLR0917 - the signature of a verb is its command line
 
 from pathlib import Path
 from typing import Annotated
@@ -128,7 +128,7 @@ def demo(
     clobber: Annotated[bool, typer.Option("--clobber", help="Replace an earlier demo in that folder.")] = False,
     to: FormatOption = OutputFormat.table,
 ) -> None:
-    """Make a small incident, ingest its logs, hunt, write the report, and hold what was found against what was planted."""
+    """Make a small incident, ingest its logs, hunt, report, and hold what was found against what was planted."""
     from flows.commands.demo import run_demo
     from flows.commands.render import show_demo
     from flows.output import say

@@ -99,9 +99,18 @@ def ingest(
         _threads(jobs)
     with progress() as tell:
         answer = ingest_paths(
-            archive, paths, collection=collection, format=format, tz=tz, year=year, host=host, tenant=tenant,
-            strict=strict, dask=dask, tell=tell,
-        )  # fmt: skip
+            archive,
+            paths,
+            collection=collection,
+            format=format,
+            tz=tz,
+            year=year,
+            host=host,
+            tenant=tenant,
+            strict=strict,
+            dask=dask,
+            tell=tell,
+        )
     show_ingest(answer, to)
     if answer["totals"]["refused"]:
         raise typer.Exit(3)

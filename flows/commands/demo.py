@@ -1,4 +1,4 @@
-"""The demo: a small world is written as raw logs, ingested, hunted and reported, and the result is held against what was planted.
+"""The demo: a small world is written as raw logs, ingested, hunted and reported; the result is held against the truth.
 
 The detections get the logs and the reference tables; only this module reads truth.json, after the hunt.
 """
@@ -30,8 +30,8 @@ def run_demo(
         tell: told of progress.
 
     Returns:
-        seconds by stage, the ingest's totals, the hunt as ``hunt -t json`` has it, for each planted step the rank of the case that
-        holds it, and under `told` the hunt with what belongs to each finding.
+        seconds by stage, the ingest's totals, the hunt as ``hunt -t json`` has it, for each planted step the rank of
+        the case that holds it, and under `told` the hunt with what belongs to each finding.
 
     Raises:
         UsageError: the folder holds something else, or an earlier demo and `clobber` is not set.
@@ -72,10 +72,17 @@ def run_demo(
     hunt = as_dict(result)
     planted = held_against(hunt, json.loads((out / "truth.json").read_text())["steps"])
     return {
-        "folder": str(out), "archive": where, "report": [str(f) for f in files], "seconds": seconds, "raw_bytes": world.raw_bytes,
-        "totals": answer["totals"], "hunt": hunt, "planted": planted, "told": told(result),
+        "folder": str(out),
+        "archive": where,
+        "report": [str(f) for f in files],
+        "seconds": seconds,
+        "raw_bytes": world.raw_bytes,
+        "totals": answer["totals"],
+        "hunt": hunt,
+        "planted": planted,
+        "told": told(result),
         "found_all": all(p["rank"] is not None and p["rank"] <= _FIRST_CASES for p in planted),
-    }  # fmt: skip
+    }
 
 
 def _make_room(out: Path, *, clobber: bool) -> None:
@@ -93,11 +100,14 @@ def held_against(hunt: dict[str, Any], steps: list[dict[str, Any]]) -> list[dict
     """For each planted step the first case that names its tenant, its network and its credential or principal."""
     return [
         {
-            **{k: step[k] for k in ("step", "tenant_id", "network", "credential_id", "first_seen", "last_seen", "events")},
+            **{
+                k: step[k]
+                for k in ("step", "tenant_id", "network", "credential_id", "first_seen", "last_seen", "events")
+            },
             "rank": next((c["rank"] for c in hunt["cases"] if _holds(c["entities"], step)), None),
         }
         for step in steps
-    ]  # fmt: skip
+    ]
 
 
 def _holds(entities: dict[str, list[str]], step: dict[str, Any]) -> bool:

@@ -38,9 +38,15 @@ def progress() -> "Iterator[Callable[[str, int], None]]":
     from flows.output import plain, stderr
 
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}", markup=False), DownloadColumn(), TransferSpeedColumn(), BarColumn(),
-        console=stderr(), transient=True, disable=not stderr().is_terminal,
-    ) as bar:  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        BarColumn(),
+        console=stderr(),
+        transient=True,
+        disable=not stderr().is_terminal,
+    ) as bar:
         task = bar.add_task("", total=None)
 
         def tell(what: str, size: int) -> None:

@@ -15,19 +15,44 @@ if TYPE_CHECKING:
     from archive.verify import Problem
 
 __all__ = [
-    "show_demo", "show_fact", "show_files", "show_hunt", "show_ingest", "show_problems", "show_quarantine", "show_raw",
-    "show_references", "show_rule", "show_status",
-]  # fmt: skip
+    "show_demo",
+    "show_fact",
+    "show_files",
+    "show_hunt",
+    "show_ingest",
+    "show_problems",
+    "show_quarantine",
+    "show_raw",
+    "show_references",
+    "show_rule",
+    "show_status",
+]
 
 _MOST_FILES = 30  # listed one by one on a terminal
 _MOST_REASONS = 10
 _COUNTS = ("records", "events", "continuations", "ignored", "duplicates", "quarantined")
 _SHORT = {
-    "continuations": "cont.", "duplicates": "dupl.", "quarantined": "quar.", "content_bytes": "MB", "first_ts": "first", "last_ts": "last",
-    "days_without_rows": "gaps", "first_day": "first", "last_day": "last", "first_offset": "at byte", "byte_offset": "at byte",
+    "continuations": "cont.",
+    "duplicates": "dupl.",
+    "quarantined": "quar.",
+    "content_bytes": "MB",
+    "first_ts": "first",
+    "last_ts": "last",
+    "days_without_rows": "gaps",
+    "first_day": "first",
+    "last_day": "last",
+    "first_offset": "at byte",
+    "byte_offset": "at byte",
     "record_no": "record",
-}  # fmt: skip
-_EVIDENCE = {"path": pl.String, "sha256": pl.String, "bytes": pl.Int64, "format": pl.String, "status": pl.String, "reason": pl.String} | dict.fromkeys(_COUNTS, pl.Int64)  # fmt: skip
+}
+_EVIDENCE = {
+    "path": pl.String,
+    "sha256": pl.String,
+    "bytes": pl.Int64,
+    "format": pl.String,
+    "status": pl.String,
+    "reason": pl.String,
+} | dict.fromkeys(_COUNTS, pl.Int64)
 
 
 def show_fact(answer: dict[str, Any], to: OutputFormat, *, quiet: bool = False) -> None:
@@ -96,7 +121,8 @@ def show_ingest(answer: dict[str, Any], to: OutputFormat) -> None:
     t = answer["totals"]
     counts = ", ".join(f"{t[s]} {s}" for s in ("committed", "grown", "known", "refused") if t[s])
     say(f"{t['files']} pieces of evidence: {counts or 'nothing'}.")
-    parts = f"{sum(t['events'].values()):,} events, {t['continuations']:,} continuations, {sum(t['ignored'].values()):,} ignored, "
+    parts = f"{sum(t['events'].values()):,} events, {t['continuations']:,} continuations, "
+    parts += f"{sum(t['ignored'].values()):,} ignored, "
     parts += f"{t['duplicates']:,} duplicates, {sum(t['quarantined'].values()):,} quarantined"
     say(f"{t['records']:,} records = {parts}.")
     if t["quarantined"]:
@@ -171,10 +197,17 @@ def _section(name: str, frame: pl.DataFrame, to: OutputFormat, title: str | None
 
 
 def _by_source(coverage: pl.DataFrame) -> pl.DataFrame:
-    return coverage.group_by("source").agg(
-        pl.col("tenant_id").n_unique().alias("tenants"), pl.col("rows").sum(), pl.col("first_day").min(), pl.col("last_day").max(),
-        (pl.col("days_without_rows") > 0).sum().alias("tenants with gaps"),
-    ).sort("source")  # fmt: skip
+    return (
+        coverage.group_by("source")
+        .agg(
+            pl.col("tenant_id").n_unique().alias("tenants"),
+            pl.col("rows").sum(),
+            pl.col("first_day").min(),
+            pl.col("last_day").max(),
+            (pl.col("days_without_rows") > 0).sum().alias("tenants with gaps"),
+        )
+        .sort("source")
+    )
 
 
 def show_quarantine(frame: pl.DataFrame, to: OutputFormat) -> None:
@@ -204,9 +237,13 @@ def show_raw(found: "RawRecord", to: OutputFormat | None) -> None:
     """The record: as it is to a file, made harmless to a terminal, or in a row with its place."""
     if to is not None:
         row = {
-            "path": found.path, "member": found.evidence["member"], "sha256": found.evidence["evidence_id"],
-            "byte_offset": found.byte_offset, "byte_length": found.byte_length, "record": found.data.decode("utf-8", "backslashreplace"),
-        }  # fmt: skip
+            "path": found.path,
+            "member": found.evidence["member"],
+            "sha256": found.evidence["evidence_id"],
+            "byte_offset": found.byte_offset,
+            "byte_length": found.byte_length,
+            "record": found.data.decode("utf-8", "backslashreplace"),
+        }
         if to is OutputFormat.json:
             emit(row)
         else:

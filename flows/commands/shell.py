@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from data_contracts.errors import UsageError
-from flows.output import OutputFormat, emit_frame, plain, say
+from flows.output import OutputFormat, emit_frame, say
 
 if TYPE_CHECKING:
     import duckdb
@@ -35,7 +35,9 @@ def _rows(con: "duckdb.DuckDBPyConnection", query: str) -> "pl.DataFrame":
     except duckdb.Error as error:
         raise UsageError(f"DuckDB: {str(error).strip()}", 'gatehound sql "show tables" lists the tables') from error
     except pl.exceptions.PolarsError as error:
-        raise UsageError("the result has a column of a type that is not taken out", "cast it to text: (x)::varchar") from error
+        raise UsageError(
+            "the result has a column of a type that is not taken out", "cast it to text: (x)::varchar"
+        ) from error
     return rows
 
 

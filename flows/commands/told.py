@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 _SEVERITY_STYLE = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "green", "info": "dim"}
 _WHO = (
-    ("credentials", "credential_ids"), ("principals", "principal_ids"), ("applications", "app_ids"), ("from", "source_networks"),
-    ("tenants", "tenant_ids"), ("mailboxes", "mailboxes"),
-)  # fmt: skip
+    ("credentials", "credential_ids"),
+    ("principals", "principal_ids"),
+    ("applications", "app_ids"),
+    ("from", "source_networks"),
+    ("tenants", "tenant_ids"),
+    ("mailboxes", "mailboxes"),
+)
 _NAMED = 5
 _MOST_LIMITS = 8
 
@@ -145,12 +149,19 @@ def _when(text: str) -> str:
 def show_rule(detection: "Detection", to: OutputFormat) -> None:
     """One detection."""
     facts = {
-        "id": detection.id, "title": detection.title, "hypothesis": detection.hypothesis, "family": detection.family,
-        "severity": detection.severity, "attack": [{"technique": a.technique, "name": a.name, "tactics": list(a.tactics)} for a in detection.attack],
-        "tables": list(detection.tables), "parameters": [{"name": p.name, "default": p.default, "help": p.help} for p in detection.parameters],
-        "false_positives": list(detection.false_positives), "blind_spots": list(detection.blind_spots), "runbook": list(detection.runbook),
+        "id": detection.id,
+        "title": detection.title,
+        "hypothesis": detection.hypothesis,
+        "family": detection.family,
+        "severity": detection.severity,
+        "attack": [{"technique": a.technique, "name": a.name, "tactics": list(a.tactics)} for a in detection.attack],
+        "tables": list(detection.tables),
+        "parameters": [{"name": p.name, "default": p.default, "help": p.help} for p in detection.parameters],
+        "false_positives": list(detection.false_positives),
+        "blind_spots": list(detection.blind_spots),
+        "runbook": list(detection.runbook),
         "source": detection.path.read_text(),
-    }  # fmt: skip
+    }
     if to is OutputFormat.json:
         emit(facts)
     elif to is OutputFormat.table:
@@ -180,8 +191,10 @@ def _show_rule(detection: "Detection") -> None:
     for title, lines in (
         ("ATT&CK", [f"{a.technique} {a.name} ({', '.join(a.tactics)})" for a in detection.attack]),
         ("Parameters", [f"{p.name} = {p.default}: {p.help}" for p in detection.parameters]),
-        ("Runbook", detection.runbook), ("What else looks like this", detection.false_positives), ("Blind spots", detection.blind_spots),
-    ):  # fmt: skip
+        ("Runbook", detection.runbook),
+        ("What else looks like this", detection.false_positives),
+        ("Blind spots", detection.blind_spots),
+    ):
         if lines:
             console.print(Text("\n" + title, style="bold"))
             for line in lines:

@@ -24,7 +24,7 @@ def pictures_of(
     """
     if not hunt["cases"]:
         return []
-    caption = "One lane for each case and, below it, its findings, coloured by severity; a dot is an evidence row. Times are UTC."
+    caption = "One lane for each case and, below it, its findings, coloured by severity; a dot is an evidence row."
     shown = [
         Picture("Findings over time", caption, pictures.timeline(hunt["cases"], event_times=times), "timeline.svg")
     ]
@@ -61,14 +61,18 @@ def _journal(con: "duckdb.DuckDBPyConnection", hunt: Mapping[str, Any], span: di
     )
     ledger = con.sql(
         """
-        select date, mailbox_id, sum(delivered)::bigint as delivered, sum(retrieved)::bigint as retrieved from journal_hours
-        where mailbox_id in (select unnest($boxes::varchar[])) and date between $first::date and $last::date group by all order by all
+        select date, mailbox_id, sum(delivered)::bigint as delivered, sum(retrieved)::bigint as retrieved
+        from journal_hours
+        where mailbox_id in (select unnest($boxes::varchar[])) and date between $first::date and $last::date
+        group by all order by all
         """,
         params={"boxes": boxes, **span},
     ).pl()
     if ledger.is_empty():
         return []
-    caption = "Messages delivered into the journal mailboxes of the findings and retrieved from them by UTC day: each should leave once."
+    caption = (
+        "Messages delivered into these journal mailboxes and retrieved from them by UTC day: each should leave once."
+    )
     return [Picture("Balance of the journal", caption, pictures.ledger(ledger), "journal.svg")]
 
 

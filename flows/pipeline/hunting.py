@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def moment(text: str | None, *, end: bool = False) -> datetime | None:
-    """A time as the command line takes it: ISO 8601; UTC where it has no zone. A day alone as an end is the end of that day.
+    """A time as the command line takes it: ISO 8601, UTC where it has no zone. A day as an end is the end of that day.
 
     Raises:
         UsageError: it is none.
@@ -61,9 +61,13 @@ def hunt_archive(
         )
     refresh(archive)
     result = hunt(
-        archive.connect(), window_from=window_from, window_to=window_to, detections=detections, budget=budget,
+        archive.connect(),
+        window_from=window_from,
+        window_to=window_to,
+        detections=detections,
+        budget=budget,
         archive_version=archive.versions(),
-    )  # fmt: skip
+    )
     if record:
         _record(archive, result)
     return result
@@ -76,10 +80,13 @@ def _record(archive: Archive, result: "HuntResult") -> None:
     archive.custody(
         "hunt",
         {
-            "run_id": result.run_id, "window": answer["window"], "detections": answer["detections_run"],
-            "cases": len(result.cases), "findings": frame.height,
+            "run_id": result.run_id,
+            "window": answer["window"],
+            "detections": answer["detections_run"],
+            "cases": len(result.cases),
+            "findings": frame.height,
         },
-    )  # fmt: skip
+    )
 
 
 def as_dict(result: "HuntResult") -> dict[str, Any]:
@@ -88,7 +95,7 @@ def as_dict(result: "HuntResult") -> dict[str, Any]:
 
 
 def told(result: "HuntResult") -> dict[str, Any]:
-    """The hunt as ``hunt -t json`` has it, and of each finding also what is its own: title, severity, entities, evidence rows in all."""
+    """The hunt as ``hunt -t json`` has it, and of each finding its own title, severity, entities and evidence count."""
     answer = result.to_dict()
     own = {finding.finding_id: finding for finding in result.findings}
     for case in answer["cases"]:

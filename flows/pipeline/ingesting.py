@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from archive import evidence
+from archive.register import head_sha256
 from archive.store import Archive, Staged
 from data_contracts import contract, gate
 from data_contracts.errors import GatehoundError
@@ -275,10 +276,10 @@ class Ingest:
         return {
             "evidence_id": source.evidence_id, "date": self.at.date(), "path": source.piece.path, "member": source.piece.member,
             "container": identity.container, "file_sha256": identity.file_sha256, "file_bytes": source.piece.file_bytes,
-            "content_bytes": identity.content_bytes, "ends_with_newline": identity.ends_with_newline,
+            "content_bytes": identity.content_bytes, "head_sha256": head_sha256(identity.head), "ends_with_newline": identity.ends_with_newline,
             "file_mtime": source.piece.mtime, "format": source.format,
             "format_reason": source.choice.match.reason if source.choice else None,
-            "status": source.status, "reason": source.reason, "grown_from": source.grown_from, "resumed_at": source.resumed_at,
+            "status": source.status, "reason": source.reason, "grown_from": source.grown_from, "resumed_offset": source.resumed_offset,
             "host": source.how.host, "tenant_id": source.how.tenant_id, "tz": ctx.tz if ctx else None,
             "tz_basis": ctx.tz_basis if ctx else None, "year": ctx.year if ctx else None, "year_basis": ctx.year_basis if ctx else None,
             "records": c.records, "events": 0 if refused else sum(c.events.values()),

@@ -10,6 +10,8 @@ from typing import Any
 import polars as pl
 
 from archive.evidence import Identity, Piece, identify
+from archive.evidence import head_of as first_bytes
+from archive.register import HEAD_BYTES
 from archive.store import Archive
 from data_contracts import contract
 from transforms import registry, syslog
@@ -75,7 +77,7 @@ class Source:
     reason: str | None = None
     choice: registry.Choice | None = None
     grown_from: str | None = None
-    resumed_at: int = 0
+    resumed_offset: int = 0
     ctx: Context | None = None
     counts: Counts = field(default_factory=Counts)
     seconds: float = 0.0
@@ -91,7 +93,7 @@ class Source:
 
 def examine(archive: Archive, piece: Piece, how: How, progress: Progress | None = None) -> Source:
     """Hashes a piece and decides what is to be done with it."""
-    sizes = archive.evidence_sizes()
+    sizes = archive.evidence_sizes(first_bytes(piece, HEAD_BYTES))
     identity = identify(piece, list(sizes), progress)
     source = Source(piece, how, identity, "committed")
     if archive.known_evidence(identity.evidence_id) is not None:
@@ -104,7 +106,7 @@ def examine(archive: Archive, piece: Piece, how: How, progress: Progress | None 
     source.choice = choice
     for size in sorted(identity.prefixes, reverse=True):
         if identity.prefixes[size] in sizes[size]:
-            source.status, source.grown_from, source.resumed_at = "grown", identity.prefixes[size], size
+            source.status, source.grown_from, source.resumed_offset = "grown", identity.prefixes[size], size
             break
     source.ctx = _context(source)
     return source
@@ -154,7 +156,7 @@ def read(source: Source, refs: References, progress: Progress | None = None) -> 
 
 def _is_new(source: Source) -> pl.Expr:
     """Records of a grown log that the shorter version had not; those before are parsed, for what they set up, and dropped."""
-    at = source.resumed_at
+    at = source.resumed_offset
     return (pl.col("byte_offset") >= at) | (pl.col("byte_offset") + pl.col("byte_length") > at)
 
 
@@ -184,7 +186,7 @@ def _block(source: Source, records: pl.DataFrame, refs: References) -> Block:
     rows = registry.parse(source.choice, records, ctx)
     if rows.height != records.height:
         raise AssertionError(f"{source.choice.name}: {records.height} records became {rows.height} rows")
-    if source.resumed_at:
+    if source.resumed_offset:
         rows, records = rows.filter(_is_new(source)), records.filter(_is_new(source))
     counts.records += rows.height
     _count(counts, rows)

@@ -14,9 +14,16 @@ from data_contracts.errors import RefusedError, UsageError
 from transforms.enrich import References
 
 _LOWER = {
-    "credential_id", "principal_id", "mailbox_id", "entra_tenant_id", "domain", "replaced_by", "old_credential_id",
-    "new_credential_id", "key_id",
-}  # fmt: skip
+    "credential_id",
+    "principal_id",
+    "mailbox_id",
+    "entra_tenant_id",
+    "domain",
+    "replaced_by",
+    "old_credential_id",
+    "new_credential_id",
+    "key_id",
+}
 _LINE = "_line"
 _SHOWN = 5
 _LONGEST_NAME = 128
@@ -32,7 +39,7 @@ def read_table(name: str, path: str) -> pl.DataFrame:
     """One reference table from CSV, as its contract wants it; columns past the contract are kept as text.
 
     Raises:
-        RefusedError: the file is no CSV, lacks a required column or has rows that break the contract; names file and line.
+        RefusedError: the file is no CSV, lacks a column or has rows that break the contract; names file and line.
     """
     rules = contract(name)
     text = _read_csv(path)
@@ -102,7 +109,9 @@ def _rows(path: str, decoded: str) -> Iterator[tuple[int, list[str]]]:
                 yield begins, row
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise RefusedError(f"{path}:{begins}: can't be read as CSV ({error})") from error
+        raise RefusedError(
+            f"{path}:{begins}: can't be read as CSV ({error})", "a quoted text ends with a quote"
+        ) from error
 
 
 def _typed(name: str, kind: str) -> pl.Expr:
@@ -118,11 +127,11 @@ def _typed(name: str, kind: str) -> pl.Expr:
         low = column.str.to_lowercase()
         return (
             pl.when(low.is_in(["true", "1", "yes"]))
-            .then(True)
+            .then(pl.lit(value=True))
             .when(low.is_in(["false", "0", "no"]))
-            .then(False)
+            .then(pl.lit(value=False))
             .alias(name)
-        )  # noqa: FBT003
+        )
     if kind in ("BIGINT", "INTEGER"):
         return column.cast(pl.Int64 if kind == "BIGINT" else pl.Int32, strict=False)
     return column.cast(pl.Float64, strict=False) if kind == "DOUBLE" else column
@@ -153,7 +162,8 @@ def load(archive: Archive, paths: list[str]) -> dict[str, Any]:
     """Loads reference tables by file name; each replaces the table that stands.
 
     Raises:
-        UsageError: nothing to load, or two files for one table. RefusedError: a file breaks its contract; then nothing is loaded.
+        UsageError: nothing to load, or two files for one table.
+        RefusedError: a file breaks its contract; then nothing is loaded.
     """
     known = names("reference")
     files: list[Path] = []

@@ -26,12 +26,28 @@ _ROWS_A_FINDING = 12
 _EVIDENCE_SHOWN = 60
 _SHOWN = {
     "access_events": [
-        "ts", "tenant_id", "principal_id", "credential_id", "protocol", "action", "op_raw", "outcome", "src_ip", "mailbox_id",
-        "op_count", "item_count", "retr_count", "dele_count", "maildrop_n", "bytes_out", "user_agent", "reason",
+        "ts",
+        "tenant_id",
+        "principal_id",
+        "credential_id",
+        "protocol",
+        "action",
+        "op_raw",
+        "outcome",
+        "src_ip",
+        "mailbox_id",
+        "op_count",
+        "item_count",
+        "retr_count",
+        "dele_count",
+        "maildrop_n",
+        "bytes_out",
+        "user_agent",
+        "reason",
     ],
     "mail_events": ["ts", "tenant_id", "event", "op_raw", "src_ip", "mail_from", "rcpt", "size_bytes", "status_text"],
     "change_events": ["ts", "tenant_id", "op", "op_raw", "actor_id", "src_ip", "target_id", "attr", "new_value"],
-}  # fmt: skip
+}
 
 
 def write_report(
@@ -90,21 +106,31 @@ def gather(archive: Archive, result: "HuntResult", title: str) -> incident.Mater
     con = archive.connect()
     detections = {
         d.id: {
-            "title": d.title, "hypothesis": d.hypothesis, "techniques": [f"{a.technique} {a.name}" for a in d.attack],
-            "blind_spots": list(d.blind_spots), "runbook": list(d.runbook), "false_positives": list(d.false_positives),
+            "title": d.title,
+            "hypothesis": d.hypothesis,
+            "techniques": [f"{a.technique} {a.name}" for a in d.attack],
+            "blind_spots": list(d.blind_spots),
+            "runbook": list(d.runbook),
+            "false_positives": list(d.false_positives),
         }
         for d in catalogue()
-    }  # fmt: skip
+    }
     register = archive.scan("evidence").sort("path", "member", "content_bytes").collect()
     taken = register.filter(pl.col("status") != "refused")
     folder, labels = _labels(taken)
     findings = [f for c in hunt["cases"] for f in c["findings"]]
     rows, named, times = _evidence_rows(con, findings, labels)
     return incident.Material(
-        hunt=hunt, detections=detections, rows=rows, evidence=_register(taken, labels, named),
-        evidence_note=_note(taken, register.height - taken.height, folder), pictures=pictures_of(con, hunt, times),
-        tool_version=tool_version(), title=title, made_at=hunt["run_at"].replace(microsecond=0),
-    )  # fmt: skip
+        hunt=hunt,
+        detections=detections,
+        rows=rows,
+        evidence=_register(taken, labels, named),
+        evidence_note=_note(taken, register.height - taken.height, folder),
+        pictures=pictures_of(con, hunt, times),
+        tool_version=tool_version(),
+        title=title,
+        made_at=hunt["run_at"].replace(microsecond=0),
+    )
 
 
 def _labels(taken: pl.DataFrame) -> tuple[str, pl.DataFrame]:
@@ -124,7 +150,7 @@ def _labels(taken: pl.DataFrame) -> tuple[str, pl.DataFrame]:
 def _evidence_rows(
     con: "duckdb.DuckDBPyConnection", findings: list[dict[str, Any]], labels: pl.DataFrame
 ) -> tuple[dict[str, tuple[pl.DataFrame, int]], set[str], dict[str, list[Any]]]:
-    """The first evidence rows of each finding with where each lies and how many there are in all; the files they lie in; event times.
+    """By finding the first evidence rows and how many there are; the files that these lie in; by finding all times.
 
     One query for each table: an archive of years is not read once for every finding.
     """
@@ -135,17 +161,22 @@ def _evidence_rows(
         of_table = [f for f in findings if f["evidence"]["table"] == table and f["evidence"]["event_uids"]]
         if not of_table:
             continue
-        held = con.sql(
-            f"""
+        held = (
+            con.sql(
+                f"""
             select {", ".join(columns)}, event_uid, evidence_id, byte_offset::varchar as byte_offset from {table}
             where event_uid in (select unnest($uids)) and date between $first::date and $last::date
             order by ts, event_uid
             """,
-            params={
-                "uids": sorted({u for f in of_table for u in f["evidence"]["event_uids"]}),
-                "first": min(f["first_seen"] for f in of_table)[:10], "last": max(f["last_seen"] for f in of_table)[:10],
-            },
-        ).pl().join(labels, on="evidence_id", how="left", maintain_order="left")  # fmt: skip
+                params={
+                    "uids": sorted({u for f in of_table for u in f["evidence"]["event_uids"]}),
+                    "first": min(f["first_seen"] for f in of_table)[:10],
+                    "last": max(f["last_seen"] for f in of_table)[:10],
+                },
+            )
+            .pl()
+            .join(labels, on="evidence_id", how="left", maintain_order="left")
+        )
         for finding in of_table:
             own = held.filter(pl.col("event_uid").is_in(finding["evidence"]["event_uids"]))
             times[finding["finding_id"]] = own["ts"].to_list()
@@ -163,10 +194,22 @@ def _register(taken: pl.DataFrame, labels: pl.DataFrame, named: set[str]) -> pl.
         "other", maintain_order=True
     )
     return first.head(_EVIDENCE_SHOWN).select(
-        "file", pl.col("evidence_id").alias("sha256"), "format", "records", "events", "continuations", "ignored", "duplicates", "quarantined",
-        pl.col("first_ts").alias("first event"), pl.col("last_ts").alias("last event"),
-        pl.when(pl.col("tz_basis") == "assumed").then(pl.col("tz") + " (assumed)").otherwise(pl.col("tz")).alias("zone"),
-    )  # fmt: skip
+        "file",
+        pl.col("evidence_id").alias("sha256"),
+        "format",
+        "records",
+        "events",
+        "continuations",
+        "ignored",
+        "duplicates",
+        "quarantined",
+        pl.col("first_ts").alias("first event"),
+        pl.col("last_ts").alias("last event"),
+        pl.when(pl.col("tz_basis") == "assumed")
+        .then(pl.col("tz") + " (assumed)")
+        .otherwise(pl.col("tz"))
+        .alias("zone"),
+    )
 
 
 def _note(taken: pl.DataFrame, refused: int, folder: str) -> str:
@@ -178,7 +221,9 @@ def _note(taken: pl.DataFrame, refused: int, folder: str) -> str:
     text += f"{refused} files were refused. " if refused else "No file was refused. "
     text += f"File names are below {folder}. " if folder else ""
     if taken.height > _EVIDENCE_SHOWN:
-        text += f"{_EVIDENCE_SHOWN} files are listed, first those that hold rows shown above; manifest.json has the hashes of all."
+        text += (
+            f"{_EVIDENCE_SHOWN} files are listed, first those that hold rows shown above; manifest.json has all hashes."
+        )
     return text.strip()
 
 

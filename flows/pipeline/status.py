@@ -12,15 +12,29 @@ def status_of(archive: Archive) -> dict[str, Any]:
     """Tables with rows, days and version; evidence by status and format; quarantine by reason."""
     versions = archive.versions()
     tables = [_table(archive, name, versions[name]) for name in names() if name in versions]
-    evidence = archive.scan("evidence").group_by("status", "format").agg(
-        pl.len().alias("files"), *(pl.col(c).sum() for c in ("content_bytes", "records", "events", "continuations", "ignored", "duplicates", "quarantined")),
-        pl.col("first_ts").min(), pl.col("last_ts").max(),
-    ).sort("status", "format").collect()  # fmt: skip
+    evidence = (
+        archive.scan("evidence")
+        .group_by("status", "format")
+        .agg(
+            pl.len().alias("files"),
+            *(
+                pl.col(c).sum()
+                for c in ("content_bytes", "records", "events", "continuations", "ignored", "duplicates", "quarantined")
+            ),
+            pl.col("first_ts").min(),
+            pl.col("last_ts").max(),
+        )
+        .sort("status", "format")
+        .collect()
+    )
     coverage = _coverage(archive)
     return {
-        "archive": archive.uri, "tables": tables, "evidence": evidence.to_dicts(), "coverage": coverage.to_dicts(),
+        "archive": archive.uri,
+        "tables": tables,
+        "evidence": evidence.to_dicts(),
+        "coverage": coverage.to_dicts(),
         "quarantine": quarantine_groups(archive).to_dicts(),
-    }  # fmt: skip
+    }
 
 
 def _table(archive: Archive, name: str, version: int) -> dict[str, Any]:
@@ -37,11 +51,17 @@ def _table(archive: Archive, name: str, version: int) -> dict[str, Any]:
 def _coverage(archive: Archive) -> pl.DataFrame:
     """Rows and days by source and tenant, with the days in between that have none."""
     parts = [
-        archive.scan(t).group_by("source", "tenant_id").agg(
-            pl.len().alias("rows"), pl.col("date").n_unique().alias("days"), pl.col("date").min().alias("first_day"), pl.col("date").max().alias("last_day")
-        ).collect()
+        archive.scan(t)
+        .group_by("source", "tenant_id")
+        .agg(
+            pl.len().alias("rows"),
+            pl.col("date").n_unique().alias("days"),
+            pl.col("date").min().alias("first_day"),
+            pl.col("date").max().alias("last_day"),
+        )
+        .collect()
         for t in names("event")
-    ]  # fmt: skip
+    ]
     merged = pl.concat(parts).sort("source", "tenant_id", nulls_last=True)
     span = (pl.col("last_day") - pl.col("first_day")).dt.total_days() + 1
     return merged.with_columns((span - pl.col("days")).alias("days_without_rows"))
@@ -49,9 +69,13 @@ def _coverage(archive: Archive) -> pl.DataFrame:
 
 def quarantine_groups(archive: Archive) -> pl.DataFrame:
     """Refused records by file and reason."""
-    return archive.scan("quarantine").group_by("path", "member", "format", "stage", "reason").agg(
-        pl.len().alias("records"), pl.col("byte_offset").min().alias("first_offset"), pl.col("excerpt").first()
-    ).sort(["records", "path", "reason"], descending=[True, False, False]).collect()  # fmt: skip
+    return (
+        archive.scan("quarantine")
+        .group_by("path", "member", "format", "stage", "reason")
+        .agg(pl.len().alias("records"), pl.col("byte_offset").min().alias("first_offset"), pl.col("excerpt").first())
+        .sort(["records", "path", "reason"], descending=[True, False, False])
+        .collect()
+    )
 
 
 def quarantine_rows(archive: Archive, path: str | None, reason: str | None, limit: int) -> pl.DataFrame:

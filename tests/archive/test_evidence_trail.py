@@ -190,9 +190,9 @@ def test_register(archive: Archive, tmp_path: Path) -> None:
     assert known is not None
     assert known["path"] == str(path)
     assert archive.known_evidence("f" * 64) is None
-    assert archive.evidence_sizes() == {len(CONTENT): [entry["evidence_id"]]}
+    assert archive.evidence_sizes(CONTENT) == {len(CONTENT): [entry["evidence_id"]]}
     archive.record_evidence([{**refused, "status": "committed", "content_bytes": 7, "run_id": "r3"}])
-    assert archive.evidence_sizes()[7] == ["f" * 64]
+    assert archive.evidence_sizes(CONTENT)[7] == ["f" * 64]
     assert Archive.open(archive.uri).known_evidence("f" * 64) is not None
 
 

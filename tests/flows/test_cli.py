@@ -1,4 +1,4 @@
-"""Every verb, every output format, every exit code; and what a hostile log can't do to a terminal, a sheet or a browser."""
+"""Every verb, output format and exit code; and what a hostile log can't do to a terminal, a sheet or a browser."""
 
 import csv
 import io
@@ -53,7 +53,12 @@ class Answer:
 def call(*words: str | Path, columns: int = 160) -> Answer:
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", newline=""), io.StringIO()
     argv, code = ["gatehound", *map(str, words)], 0
-    with patch.object(sys, "argv", argv), patch.dict("os.environ", {"COLUMNS": str(columns)}), redirect_stdout(out), redirect_stderr(err):
+    with (
+        patch.object(sys, "argv", argv),
+        patch.dict("os.environ", {"COLUMNS": str(columns)}),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         try:
             run()
         except SystemExit as end:
@@ -63,15 +68,18 @@ def call(*words: str | Path, columns: int = 160) -> Answer:
 
 
 def audit(at: datetime, number: int, address: str) -> str:
-    return json.dumps(
-        {
-            "CreationTime": at.isoformat(timespec="seconds"), "Id": f"00000000-0000-4000-8000-{number:012d}", "Operation": "MailItemsAccessed",
-            "OrganizationId": ORGANISATION, "RecordType": 50, "ResultStatus": "Succeeded", "UserType": 5, "Workload": "Exchange",
-            "UserId": HOSTILE, "MailboxOwnerUPN": f"m{number % 3}@t1.example", "ClientIPAddress": address,
-            "ClientInfoString": f"Client=WebServices;{HOSTILE}", "AppId": "7c1aec86-7bc7-44d0-a01c-72c2f196f29b",
-            "OperationProperties": [{"Name": "MailAccessType", "Value": "Bind"}], "OperationCount": 1,
-        }
-    )  # fmt: skip
+    fixed = {"Operation": "MailItemsAccessed", "RecordType": 50, "ResultStatus": "Succeeded", "Workload": "Exchange"}
+    who = {"OrganizationId": ORGANISATION, "UserType": 5, "UserId": HOSTILE, "ClientIPAddress": address}
+    own = {
+        "CreationTime": at.isoformat(timespec="seconds"),
+        "Id": f"00000000-0000-4000-8000-{number:012d}",
+        "MailboxOwnerUPN": f"m{number % 3}@t1.example",
+        "ClientInfoString": f"Client=WebServices;{HOSTILE}",
+        "AppId": "7c1aec86-7bc7-44d0-a01c-72c2f196f29b",
+        "OperationProperties": [{"Name": "MailAccessType", "Value": "Bind"}],
+        "OperationCount": 1,
+    }
+    return json.dumps(fixed | who | own)
 
 
 def write_logs(folder: Path) -> None:
@@ -82,7 +90,8 @@ def write_logs(folder: Path) -> None:
     lines += [audit(begin + timedelta(days=DAYS - 1, hours=5, minutes=n), 500 + n, "198.51.100.77") for n in range(12)]
     (folder / "audit.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "mail[red].log").write_text(
-        "Feb  3 04:00:00 mx1 postfix/smtpd[7]: ABCDEF012: client=h[203.0.113.7], sasl_method=PLAIN, sasl_username=r@t1.example\n"
+        "Feb  3 04:00:00 mx1 postfix/smtpd[7]: ABCDEF012: client=h[203.0.113.7], "
+        "sasl_method=PLAIN, sasl_username=r@t1.example\n"
         f"Feb  3 04:00:01 {HOSTILE}\n"
     )
 
@@ -94,7 +103,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_logs(base / "logs")
     (base / "reference").mkdir()
     with (base / "reference" / "tenants.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["tenant_id", "name", "entra_tenant_id", "domain"], [TENANT, "O'Brien", ORGANISATION, "t1.example"]])
+        csv.writer(file).writerows(
+            [["tenant_id", "name", "entra_tenant_id", "domain"], [TENANT, "O'Brien", ORGANISATION, "t1.example"]]
+        )
     uri = str(base / "archive")
     load(Archive.create(uri), [str(base / "reference")])
     ingest_paths(uri, [str(base / "logs")], year=2021, tz="UTC")
@@ -109,19 +120,30 @@ def hunt(place: Path) -> Any:
 
 
 def event_uid(place: Path) -> str:
-    return Archive.open(str(place / "archive")).scan("access_events").filter(pl.col("source") == "m365_ual").collect()["event_uid"][0]
+    return (
+        Archive.open(str(place / "archive"))
+        .scan("access_events")
+        .filter(pl.col("source") == "m365_ual")
+        .collect()["event_uid"][0]
+    )
 
 
 def verbs(place: Path) -> dict[str, list[str | Path]]:
     """A call of each verb that leaves nothing behind."""
     archive: list[str | Path] = ["-a", place / "archive"]
     return {
-        "status": ["status", *archive], "quarantine list": ["quarantine", "list", *archive], "quarantine show": ["quarantine", "show", *archive],
-        "sql": ["sql", *archive, "select * from access_events where source = 'm365_ual' order by ts, event_uid"], "hunt": ["hunt", *archive],
-        "raw": ["raw", *archive, event_uid(place)], "verify": ["verify", *archive], "rules list": ["rules", "list"],
-        "rules show": ["rules", "show", "T01"], "reference load": ["reference", "load", *archive, place / "reference"],
+        "status": ["status", *archive],
+        "quarantine list": ["quarantine", "list", *archive],
+        "quarantine show": ["quarantine", "show", *archive],
+        "sql": ["sql", *archive, "select * from access_events where source = 'm365_ual' order by ts, event_uid"],
+        "hunt": ["hunt", *archive],
+        "raw": ["raw", *archive, event_uid(place)],
+        "verify": ["verify", *archive],
+        "rules list": ["rules", "list"],
+        "rules show": ["rules", "show", "T01"],
+        "reference load": ["reference", "load", *archive, place / "reference"],
         "ingest": ["ingest", *archive, "--year", "2021", "--tz", "UTC", place / "logs"],
-    }  # fmt: skip
+    }
 
 
 def leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -133,6 +155,8 @@ def leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
 
 
 VERBS = sorted(leaves(get_command(app)))
+MADE = ("init", "report", "demo")  # leave something behind: each has a test of its own
+READ = [" ".join(words) for words in VERBS if words[0] not in MADE]
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
@@ -145,11 +169,11 @@ def test_every_verb_has_help_with_an_example_and_takes_t(words: tuple[str, ...])
 
 
 def test_every_verb_is_tried_here(place: Path) -> None:
-    assert {" ".join(w) for w in VERBS} == {*verbs(place), "init", "report", "demo"}
+    assert set(READ) == set(verbs(place))
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize("verb", ["status", "quarantine list", "quarantine show", "sql", "hunt", "raw", "verify", "rules list", "rules show", "reference load", "ingest"])  # fmt: skip
+@pytest.mark.parametrize("verb", READ)
 def test_every_verb_in_every_format(place: Path, verb: str, fmt: str) -> None:
     answer = call(*verbs(place)[verb], "-t", fmt)
     assert answer.code == 0, answer.talk
@@ -165,7 +189,12 @@ def test_every_verb_in_every_format(place: Path, verb: str, fmt: str) -> None:
     elif fmt == "csv":
         rows = list(csv.reader(io.StringIO(answer.out, newline="")))
         assert {len(r) for r in rows} == {len(rows[0])}
-        assert not [c for r in rows for c in r if c.lstrip()[:1] in tuple("=+-@") and not c.lstrip("-").replace(".", "", 1).isdigit()]
+        assert not [
+            c
+            for r in rows
+            for c in r
+            if c.lstrip()[:1] in tuple("=+-@") and not c.lstrip("-").replace(".", "", 1).isdigit()
+        ]
     elif fmt == "md":
         tables = [re.split(r"(?<!\\)\|", line) for line in answer.out.splitlines() if line.startswith("|")]
         assert verb == "hunt" or tables
@@ -173,7 +202,7 @@ def test_every_verb_in_every_format(place: Path, verb: str, fmt: str) -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 100])
-@pytest.mark.parametrize("verb", ["status", "quarantine list", "quarantine show", "hunt", "verify", "rules list", "rules show", "ingest"])
+@pytest.mark.parametrize("verb", [v for v in READ if v not in ("sql", "raw")])
 def test_tables_fit_the_terminal(place: Path, verb: str, columns: int) -> None:
     answer = call(*verbs(place)[verb], columns=columns)
     records = "row 1" in answer.out
@@ -195,19 +224,17 @@ def test_sql_gives_the_hostile_text_back_exactly_where_data_is_asked_for(place: 
 
 
 def test_hunt_json_has_the_promised_shape(hunt: Any, place: Path) -> None:
-    assert list(hunt) == ["run_id", "window", "archive_version", "detections_run", "detections_skipped", "cases", "limits"]
+    shape = "run_id window archive_version detections_run detections_skipped cases limits"
+    assert list(hunt) == shape.split()
     assert list(hunt["window"]) == ["from", "to"]
     (case,) = [c for c in hunt["cases"] if c["entities"]["source_networks"] == ["198.51.100.0/24"]]
-    assert list(case) == [
-        "case_id", "rank", "score", "severity", "families", "tactics", "summary", "first_seen", "last_seen", "entities", "findings",
-    ]  # fmt: skip
-    assert list(case["entities"]) == [
-        "tenant_ids", "credential_ids", "principal_ids", "app_ids", "source_ips", "source_networks", "mailboxes",
-    ]  # fmt: skip
+    shape = "case_id rank score severity families tactics summary first_seen last_seen entities findings"
+    assert list(case) == shape.split()
+    named = "tenant_ids credential_ids principal_ids app_ids source_ips source_networks mailboxes"
+    assert list(case["entities"]) == named.split()
     for finding in case["findings"]:
-        assert list(finding) == [
-            "finding_id", "detection", "family", "score", "first_seen", "last_seen", "explanation", "evidence", "sql",
-        ]  # fmt: skip
+        shape = "finding_id detection family score first_seen last_seen explanation evidence sql"
+        assert list(finding) == shape.split()
         assert list(finding["evidence"]) == ["table", "event_uids"]
         assert finding["evidence"]["event_uids"]
     again = call("hunt", "-a", place / "archive", "-t", "json").data
@@ -252,7 +279,9 @@ def test_a_wrong_call_says_so_and_ends_with_2(place: Path, words: list[str], cod
     assert "Traceback" not in answer.talk
 
 
-def test_no_archive_is_a_wrong_call_and_the_variable_names_one(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_archive_is_a_wrong_call_and_the_variable_names_one(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert call("status").code == 2
     monkeypatch.setenv("GATEHOUND_ARCHIVE", str(place / "archive"))
@@ -337,7 +366,9 @@ def test_a_hostile_log_can_do_nothing_in_the_report(place: Path, tmp_path: Path,
     answer = call("report", "-a", place / "archive", "-o", tmp_path / "r", "--title", "<b>Case</b> | 1", "-t", "json")
     assert answer.code == 0, answer.talk
     files = {Path(f).name: Path(f) for f in answer.data["files"]}
-    assert {"incident.html", "incident.md", "findings.csv", "findings.jsonl", "manifest.json", "timeline.svg"} <= set(files)
+    assert {"incident.html", "incident.md", "findings.csv", "findings.jsonl", "manifest.json", "timeline.svg"} <= set(
+        files
+    )
     page = Elements()
     page.feed(files["incident.html"].read_text())
     assert page.dangers == []
@@ -355,7 +386,19 @@ def test_a_hostile_log_can_do_nothing_in_the_report(place: Path, tmp_path: Path,
 
 
 def test_a_report_is_not_written_over_and_reports_are_in_the_custody_log(place: Path, tmp_path: Path) -> None:
-    words = ["report", "-a", place / "archive", "-o", tmp_path / "r", "--to", "csv", "--from", "2021-01-10", "--until", "2021-02-04"]
+    words = [
+        "report",
+        "-a",
+        place / "archive",
+        "-o",
+        tmp_path / "r",
+        "--to",
+        "csv",
+        "--from",
+        "2021-01-10",
+        "--until",
+        "2021-02-04",
+    ]
     assert call(*words).code == 0
     before = (tmp_path / "r" / "findings.csv").read_bytes()
     again = call(*words)

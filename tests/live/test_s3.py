@@ -124,7 +124,7 @@ def test_sql_hunt_and_report_read_the_bucket(bucket: Bucket, filled: dict[str, A
     ((events,),) = (row.values() for row in say.json("sql", "-a", bucket.archive, "select count(*)::bigint as n from access_events"))
     assert events == filled["totals"]["events"]["access_events"]
     step = truth["steps"][0]
-    hunt = say.json("hunt", "-a", bucket.archive)
+    hunt = say.json("hunt", "-a", bucket.archive, "--detections", "T01")
     assert any(step["network"] in c["entities"]["source_networks"] and step["tenant_id"] in c["entities"]["tenant_ids"] for c in hunt["cases"])
     say("report", "-a", bucket.archive, "--out", tmp_path / "report")
     assert step["network"] in (tmp_path / "report" / "incident.html").read_text()

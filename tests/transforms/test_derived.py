@@ -116,7 +116,7 @@ REFERENCE = {
 }
 STATES = {
     "context_days": ("n_rows", "n_ops", "items", "bytes_out"),
-    "edge_days": ("n_ops", "items", "bytes_out", "sync_folders", "throttled"),
+    "edge_days": ("n_ops", "items", "bytes_out", "sync_folders", "n_throttled"),
 }
 
 
@@ -387,7 +387,7 @@ def test_edges_count_folders_and_throttling() -> None:
         row | {"folders": ["Inbox", "Sent"]}, row, row | {"access_kind": "bind", "folders": ["A"], "throttled": True}
     )
     edges = build("edge_days", {"access_events": rows})
-    counted = edges.select("access_kind", "n_ops", "sync_folders", "throttled").sort("access_kind").rows()
+    counted = edges.select("access_kind", "n_ops", "sync_folders", "n_throttled").sort("access_kind").rows()
     assert counted == [("bind", 4, 0, 1), ("sync", 8, 3, 0)]
 
 

@@ -48,7 +48,7 @@ def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
         count("item_count").sum().alias("items"),
         count("bytes_out").sum().alias("bytes_out"),
         pl.when(pl.col("access_kind") == "sync").then(synced).otherwise(0).sum().alias("sync_folders"),
-        pl.col("throttled").sum().cast(pl.Int64).alias("throttled"),
+        pl.col("throttled").sum().cast(pl.Int64).alias("n_throttled"),
         pl.col("ts").min().alias("first_ts"),
         pl.col("ts").max().alias("last_ts"),
     )
