@@ -212,7 +212,7 @@ def _records(headings: list[str], rows: list[list[str]], title: str | None) -> N
         console.print(Text(f"row {number}", style="dim"))
         for name, cell in zip(headings, row, strict=True):
             if cell:
-                console.print(Text(f"  {name:<{wide}}  ", style="bold") + Text(cell), soft_wrap=True)
+                console.print(Text.assemble((f"  {name:<{wide}}  ", "bold"), cell), soft_wrap=True)
     if not rows:
         console.print(Text("no rows", style="dim"))
 

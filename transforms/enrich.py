@@ -9,7 +9,6 @@ import polars as pl
 
 from transforms.addresses import NetworkIndex, canonical, compile_networks
 from transforms.clients import with_clients
-from transforms.model import Context
 
 _UID_EVIDENCE = 24  # hex digits of the evidence's hash in an event_uid; 16 more hold the offset
 _HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
@@ -69,19 +68,24 @@ def _single(pairs: pl.DataFrame) -> pl.DataFrame:
     return known.filter(pl.col("given").is_unique())
 
 
-def event_uids(evidence_id: str, offsets: pl.Series) -> pl.Series:
-    """40 hex digits for each byte offset: 24 of the evidence's sha256 and 16 of the offset."""
+def hex_offsets(offsets: pl.Series) -> pl.Series:
+    """16 hex digits for each byte offset."""
     import pyarrow as pa
 
-    count, width = len(offsets), _UID_EVIDENCE + 16
-    text = np.empty((count, width), dtype=np.uint8)
-    text[:, :_UID_EVIDENCE] = np.frombuffer(evidence_id[:_UID_EVIDENCE].encode(), dtype=np.uint8)
+    count = len(offsets)
+    text = np.empty((count, 16), dtype=np.uint8)
     eight = offsets.to_numpy().astype(">i8").view(np.uint8).reshape(count, 8)
-    text[:, _UID_EVIDENCE::2] = _HEX[eight >> 4]
-    text[:, _UID_EVIDENCE + 1 :: 2] = _HEX[eight & 15]
-    bounds = np.arange(0, width * count + 1, width, dtype=np.int64)
+    text[:, 0::2] = _HEX[eight >> 4]
+    text[:, 1::2] = _HEX[eight & 15]
+    bounds = np.arange(0, 16 * count + 1, 16, dtype=np.int64)
     array = pa.LargeStringArray.from_buffers(count, pa.py_buffer(bounds), pa.py_buffer(text))
     return pl.Series(offsets.name, pl.from_arrow(array))
+
+
+def place_uid() -> pl.Expr:
+    """40 hex digits from the columns evidence_id and byte_offset: 24 of the evidence's sha256 and 16 of the offset."""
+    offset = pl.col("byte_offset").map_batches(hex_offsets, return_dtype=pl.String)
+    return pl.concat_str(pl.col("evidence_id").str.slice(0, _UID_EVIDENCE), offset)
 
 
 def _source_uids(ids: pl.Series, source: str) -> pl.Series:
@@ -105,13 +109,11 @@ def _family(source: str) -> str:
     return "entra_signin" if source.startswith("entra_") and source.endswith("_signin") else source
 
 
-def identified(rows: pl.DataFrame, ctx: Context) -> pl.DataFrame:
-    """Adds event_uid, evidence_id, date, and `has_id`: whether the source's own id makes the event_uid."""
-    by_place = event_uids(ctx.evidence_id, rows["byte_offset"]).alias("event_uid")
+def identified(rows: pl.DataFrame) -> pl.DataFrame:
+    """Adds event_uid, date, and `has_id`: whether the source's own id makes the event_uid."""
     rows = rows.with_columns(
-        by_place, pl.lit(ctx.evidence_id).alias("evidence_id"), pl.col("ts").dt.date().alias("date"),
-        pl.lit(value=False).alias("has_id"),
-    )  # fmt: skip
+        place_uid().alias("event_uid"), pl.col("ts").dt.date().alias("date"), pl.lit(value=False).alias("has_id")
+    )
     if "source_id" not in rows.columns:
         return rows
     parts = []
@@ -125,9 +127,9 @@ def identified(rows: pl.DataFrame, ctx: Context) -> pl.DataFrame:
     return pl.concat(parts).drop("own", "source_id") if parts else rows.drop("source_id")
 
 
-def with_tenant(rows: pl.DataFrame, refs: References, ctx: Context) -> pl.DataFrame:
+def with_tenant(rows: pl.DataFrame, refs: References) -> pl.DataFrame:
     """Canonical tenant_id and tenant_basis: from the record, else a domain in the reference tables, else given, else none."""
-    missing = [c for c in ("tenant_id", "tenant_domain") if c not in rows.columns]
+    missing = [c for c in ("tenant_id", "tenant_domain", "given_tenant_id") if c not in rows.columns]
     rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias(c) for c in missing)
     own = pl.col("tenant_id").replace("", None)
     by_id, by_domain = refs.tenant_by_id, refs.tenant_by_domain
@@ -138,29 +140,30 @@ def with_tenant(rows: pl.DataFrame, refs: References, ctx: Context) -> pl.DataFr
         pl.col("tenant_domain").str.to_lowercase().str.strip_chars_end(".")
         .replace_strict(by_domain["given"], by_domain["canonical"], default=None, return_dtype=pl.String)
     )  # fmt: skip
-    given = pl.lit(ctx.tenant_id, dtype=pl.String)
+    given = pl.col("given_tenant_id")
     return rows.with_columns(
         pl.coalesce(canonical_id, own, domain_id, given).alias("tenant_id"),
         pl.when(own.is_not_null()).then(pl.lit("record"))
         .when(domain_id.is_not_null()).then(pl.lit("reference"))
         .when(given.is_not_null()).then(pl.lit("given"))
         .otherwise(pl.lit("none")).alias("tenant_basis"),
-    ).drop("tenant_domain")  # fmt: skip
+    ).drop("tenant_domain", "given_tenant_id")  # fmt: skip
 
 
-def enrich(rows: pl.DataFrame, table: str, refs: References, ctx: Context) -> pl.DataFrame:
-    """Event rows of one format and table with everything that does not depend on the format.
+def enrich(rows: pl.DataFrame, table: str, refs: References) -> pl.DataFrame:
+    """Event rows of one table with everything that does not depend on the format.
 
     Args:
-        rows: rows whose disposition is `table`, with the columns that the format fills.
+        rows: rows of any formats and pieces of evidence, with the columns that the formats fill, evidence_id and, where the
+            collection sheet tells them, given_tenant_id and given_host.
         table: event table.
         refs: reference tables.
-        ctx: the evidence.
     """
-    rows = with_tenant(identified(rows, ctx), refs, ctx)
+    rows = with_tenant(identified(rows), refs)
     lazy = rows.lazy()
-    if ctx.host and "host" not in rows.columns:
-        lazy = lazy.with_columns(pl.lit(ctx.host).alias("host"))
+    if "given_host" in rows.columns:
+        hosts = [c for c in ("host", "given_host") if c in rows.columns]
+        lazy = lazy.with_columns(pl.coalesce(hosts).alias("host")).drop("given_host")
     if "src_ip_raw" in rows.columns:
         lazy = _placed(canonical(lazy, "src_ip_raw", "src"), refs)
     if "dst_ip_raw" in rows.columns:

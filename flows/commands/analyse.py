@@ -128,7 +128,7 @@ def demo(
     clobber: Annotated[bool, typer.Option("--clobber", help="Replace an earlier demo in that folder.")] = False,
     to: FormatOption = OutputFormat.table,
 ) -> None:
-    """Make a small incident, ingest its logs, hunt, report, and hold what was found against what was planted."""
+    """Make a small incident and run everything on it. What is found is held against what was planted."""
     from flows.commands.demo import run_demo
     from flows.commands.render import show_demo
     from flows.output import say

@@ -91,7 +91,7 @@ def ingest(
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler: one task per file.")] = None,
     to: FormatOption = OutputFormat.table,
 ) -> None:
-    """Read logs into the archive: recognised by content, checked by contract, each record accounted for."""
+    """Read logs into the archive. They are recognised by content and checked by contract; each record is accounted for."""
     from flows.commands.render import show_ingest
     from flows.pipeline.running import ingest_paths
 
@@ -178,7 +178,7 @@ def raw(
         OutputFormat | None, typer.Option("-t", "--as", help="Output on stdout; without it the bytes as they are.")
     ] = None,
 ) -> None:
-    """Print the untouched source record, after checking that the file's hash still holds."""
+    """Print the untouched source record. The hash of its file is checked before."""
     from flows.commands.render import show_raw
 
     show_raw(open_archive(archive).raw(event_uid), to)

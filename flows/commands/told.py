@@ -67,7 +67,7 @@ def _show_case(case: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = stdout()
-    head = Text(f"{case['rank']}. ", style="bold")
+    head = Text.assemble((f"{case['rank']}. ", "bold"))
     head.append(f" {case['severity']} ", style="reverse " + _SEVERITY_STYLE[case["severity"]])
     head.append(
         f"  score {case['score']:.0f}  {_when(case['first_seen'])} to {_when(case['last_seen'])}  ", style="bold"
@@ -103,8 +103,8 @@ def _indented(label: str, text: str, style: str) -> None:
     room = max(20, console.width - 4 - cell_len(label))
     for number, line in enumerate(Text(text).wrap(console, room)):
         line.rstrip()
-        head = Text("    " + (label if number == 0 else " " * cell_len(label)), style=style)
-        console.print(head + line, soft_wrap=True)
+        head = ("    " + (label if number == 0 else " " * cell_len(label)), style)
+        console.print(Text.assemble(head, line), soft_wrap=True)
 
 
 def _show_limits(limits: list[str]) -> None:

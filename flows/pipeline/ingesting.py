@@ -20,7 +20,7 @@ from archive.register import head_sha256
 from archive.store import Archive, Staged
 from data_contracts import contract, gate
 from data_contracts.errors import GatehoundError
-from flows.pipeline.reading import EVENT_TABLES, Counts, How, Source, examine, read, summary
+from flows.pipeline.reading import EVENT_TABLES, Counts, How, Source, check, examine, excerpts, read, summary
 from flows.pipeline.references import load_references
 from transforms.enrich import References
 from transforms.model import Context
@@ -144,7 +144,7 @@ class Ingest:
         batch.sources.append(source)
         batch.bytes += source.identity.content_bytes
         batch.done[source.evidence_id] = {t for t in EVENT_TABLES if self.archive.committed(t, source.evidence_id)}
-        for block in read(source, self.refs, lambda n: self.tell("read " + source.piece.label, n)):
+        for block in read(source, lambda n: self.tell("read " + source.piece.label, n)):
             if block.quarantine.height:
                 batch.quarantine.append(block.quarantine)
             for table, frame in block.events.items():
@@ -159,7 +159,7 @@ class Ingest:
         """Writes what is held in the background, so that parsing goes on; one stage is under way at most."""
         batch.settle()
         for table, frames in batch.frames.items():
-            frame = pl.concat(frames)
+            frame = self._checked(batch, table, pl.concat(frames, how="diagonal_relaxed"))
             if frame["has_id"].any():
                 frame = self._without_duplicates(batch, table, frame)
             frame = frame.drop("has_id")
@@ -167,6 +167,20 @@ class Ingest:
                 batch.begin(self._writer.submit(self.archive.stage, table, frame, batch.tag(self.run_id)), table)
         batch.frames.clear()
         batch.rows = 0
+
+    def _checked(self, batch: _Batch, table: str, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows that keep the contract; the others go to quarantine and are counted there."""
+        accepted, refused = check(table, rows, self.refs)
+        for (evidence_id,), part in refused.group_by("evidence_id", maintain_order=True):
+            source = self._source(batch, str(evidence_id))
+            source.counts.events[table] -= part.height
+            source.counts.quarantined.update(dict(part.group_by("reason").len().iter_rows()))
+            stage = part.with_columns(pl.lit("contract").alias("stage"))
+            batch.quarantine.append(excerpts(source, stage))
+        spans = accepted.group_by("evidence_id").agg(pl.col("ts").min().alias("low"), pl.col("ts").max().alias("high"))
+        for evidence_id, low, high in spans.iter_rows():
+            self._source(batch, evidence_id).counts.span(low, high)
+        return accepted
 
     def _without_duplicates(self, batch: _Batch, table: str, frame: pl.DataFrame) -> pl.DataFrame:
         """Drops rows whose own record id the archive, this run or this frame holds already, and counts them."""
@@ -255,7 +269,7 @@ class Ingest:
 
     def _commit_registers(self, batch: _Batch, ids: list[str]) -> None:
         if batch.quarantine:
-            rows = pl.concat(batch.quarantine).with_columns(
+            rows = pl.concat(batch.quarantine, how="diagonal").with_columns(
                 pl.lit(self.at.date()).alias("date"), pl.lit(self.at).alias("ingested_at")
             )
             held = contract("quarantine").conform(rows.lazy()).collect()

@@ -15,7 +15,7 @@ from archive.register import HEAD_BYTES
 from archive.store import Archive
 from data_contracts import contract
 from transforms import registry, syslog
-from transforms.enrich import References, enrich
+from transforms.enrich import References, enrich, place_uid
 from transforms.framing import Framer, decode, head_of
 from transforms.model import CONTINUATION, IGNORED, QUARANTINED, Context
 
@@ -57,11 +57,8 @@ class Counts:
         parts = sum(self.events.values()) + self.continuations + sum(self.ignored.values()) + self.duplicates
         return self.records == parts + sum(self.quarantined.values())
 
-    def span(self, frame: pl.DataFrame) -> None:
-        """Widens first and last event time by the rows of a frame."""
-        if not frame.height:
-            return
-        low, high = frame.select(pl.col("ts").min().alias("low"), pl.col("ts").max().alias("high")).row(0)
+    def span(self, low: datetime | None, high: datetime | None) -> None:
+        """Widens first and last event time."""
         self.first_ts = min(filter(None, (self.first_ts, low)), default=None)
         self.last_ts = max(filter(None, (self.last_ts, high)), default=None)
 
@@ -135,23 +132,22 @@ def _context(source: Source) -> Context:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Checked rows of one block: event rows by table (with `has_id`), and quarantine rows."""
+    """What became of the records of one block: event rows by table as the format gives them, and quarantine rows."""
 
     events: dict[str, pl.DataFrame]
     quarantine: pl.DataFrame
 
 
-def read(source: Source, refs: References, progress: Progress | None = None) -> Iterator[Block]:
-    """Blocks of checked rows; source.counts grows with each."""
+def read(source: Source, progress: Progress | None = None) -> Iterator[Block]:
+    """Blocks of parsed rows; source.counts grows with each."""
     assert source.choice is not None
-    assert source.ctx is not None
     stream, _, _ = source.piece.open()
     with stream:
         framer = Framer(stream, source.choice.framing)
         for records in framer.blocks(progress):
-            yield _block(source, _mark_cut(source, records), refs)
+            yield _block(source, _mark_cut(source, records))
         if source.identity.damage and source.identity.ends_with_newline:
-            yield _block(source, _nothing_more(source, framer), refs)
+            yield _block(source, _nothing_more(source, framer))
 
 
 def _is_new(source: Source) -> pl.Expr:
@@ -179,44 +175,45 @@ def _nothing_more(source: Source, framer: Framer) -> pl.DataFrame:
     return pl.DataFrame(row).with_columns(pl.lit("").alias("raw"), pl.lit(source.identity.damage).alias("damage"))
 
 
-def _block(source: Source, records: pl.DataFrame, refs: References) -> Block:
+def _block(source: Source, records: pl.DataFrame) -> Block:
     assert source.choice is not None
     assert source.ctx is not None
-    counts, ctx = source.counts, source.ctx
-    rows = registry.parse(source.choice, records, ctx)
+    rows = registry.parse(source.choice, records, source.ctx)
     if rows.height != records.height:
         raise AssertionError(f"{source.choice.name}: {records.height} records became {rows.height} rows")
     if source.resumed_offset:
         rows, records = rows.filter(_is_new(source)), records.filter(_is_new(source))
-    counts.records += rows.height
-    _count(counts, rows)
-    events: dict[str, pl.DataFrame] = {}
-    refused = [_refused(rows, "parse", pl.col("reason"))]
+    source.counts.records += rows.height
+    _count(source.counts, rows)
+    begin = records.select("record_no", pl.col("raw").str.slice(0, _EXCERPT).alias("excerpt"))
+    events = {}
     for table in EVENT_TABLES:
         mine = rows.filter(pl.col("disposition") == table)
-        if not mine.height:
-            continue
-        full = enrich(mine, table, refs, ctx)
-        accepted, bad = _split(table, full)
-        if bad.height:
-            counts.quarantined.update(dict(bad.group_by("reason").len().iter_rows()))
-            refused.append(_refused(bad.with_columns(pl.lit(QUARANTINED).alias("disposition")), "contract", pl.col("reason")))
-        counts.events[table] += accepted.height
-        counts.span(accepted)
-        events[table] = accepted
-    return Block(events, _quarantine(source, records, pl.concat(refused)))
+        if mine.height:
+            source.counts.events[table] += mine.height
+            events[table] = mine.drop("disposition").with_columns(
+                pl.lit(source.evidence_id).alias("evidence_id"),
+                pl.lit(source.how.tenant_id, dtype=pl.String).alias("given_tenant_id"),
+                pl.lit(source.how.host, dtype=pl.String).alias("given_host"),
+            )
+    return Block(events, _quarantine(source, rows, begin))
 
 
-def _split(table: str, full: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Accepted rows (with has_id) and refused rows (place and reason)."""
+def check(table: str, rows: pl.DataFrame, refs: References) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Parsed rows of any pieces of evidence, enriched and held against the contract.
+
+    Returns:
+        accepted rows in the contract's columns with `has_id`; refused rows: evidence_id, place and reason.
+    """
+    full = enrich(rows, table, refs)
     rules = contract(table)
-    has_id = full["has_id"]
     conformed = rules.conform(full.lazy()).collect()
     accepted, refused = rules.split(conformed)
     if not refused.height:
-        return conformed.with_columns(has_id), refused
-    accepted = accepted.join(full.select("byte_offset", "has_id"), on="byte_offset", how="left", maintain_order="left")
-    return accepted, refused.select("record_no", "byte_offset", "byte_length", "reason")
+        return conformed.with_columns(full["has_id"]), refused
+    place = ["evidence_id", "byte_offset"]
+    accepted = accepted.join(full.select(*place, "has_id"), on=place, how="left", maintain_order="left")
+    return accepted, refused.select("evidence_id", "record_no", "byte_offset", "byte_length", "reason")
 
 
 def _count(counts: Counts, rows: pl.DataFrame) -> None:
@@ -230,31 +227,44 @@ def _count(counts: Counts, rows: pl.DataFrame) -> None:
         target[name if name in target or len(target) < _REASONS else "other reasons"] += number
 
 
-def _refused(rows: pl.DataFrame, stage: str, reason: pl.Expr) -> pl.DataFrame:
+def _quarantine(source: Source, rows: pl.DataFrame, begin: pl.DataFrame) -> pl.DataFrame:
+    """Quarantine rows of a block, without the columns that the ingest run knows."""
     framing = pl.col("reason").str.starts_with("framing: ")
-    return rows.filter(pl.col("disposition") == QUARANTINED).select(
+    refused = rows.filter(pl.col("disposition") == QUARANTINED).select(
         "record_no", "byte_offset", "byte_length",
-        pl.when(framing).then(pl.lit("framing")).otherwise(pl.lit(stage)).alias("stage"),
-        reason.fill_null("no reason given").alias("reason"),
+        pl.when(framing).then(pl.lit("framing")).otherwise(pl.lit("parse")).alias("stage"),
+        pl.col("reason").fill_null("no reason given"),
     )  # fmt: skip
-
-
-def _quarantine(source: Source, records: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
-    """Rows of the quarantine table without the columns that the ingest run knows (date, ingested_at)."""
-    from transforms.enrich import event_uids
-
     if not refused.height:
         return refused
-    with_text = refused.join(records.select("record_no", "raw"), on="record_no", how="left", maintain_order="left")
-    return with_text.select(
-        event_uids(source.evidence_id, with_text["byte_offset"]).alias("quarantine_uid"),
+    return placed(source, refused.join(begin, on="record_no", how="left", maintain_order="left"))
+
+
+def placed(source: Source, refused: pl.DataFrame) -> pl.DataFrame:
+    """Refused records of one piece of evidence with where they lie."""
+    return refused.with_columns(
         pl.lit(source.evidence_id).alias("evidence_id"),
         pl.lit(source.piece.path).alias("path"),
         pl.lit(source.piece.member, dtype=pl.String).alias("member"),
         pl.lit(source.choice.name if source.choice else None, dtype=pl.String).alias("format"),
-        "stage", "reason", "record_no", "byte_offset", "byte_length",
-        pl.col("raw").str.slice(0, _EXCERPT).alias("excerpt"),
-    )  # fmt: skip
+    ).with_columns(place_uid().alias("quarantine_uid"))
+
+
+def excerpts(source: Source, refused: pl.DataFrame) -> pl.DataFrame:
+    """Rows that break a contract, with how their records begin, read again from the evidence: they are rare."""
+    ends = dict(zip(refused["byte_offset"], refused["byte_length"], strict=True))
+    found: dict[int, str] = {}
+    stream, _, _ = source.piece.open()
+    with stream:
+        at = 0
+        for offset in sorted(ends):
+            while at < offset and (passed := stream.read(min(offset - at, 1 << 20))):
+                at += len(passed)
+            data = stream.read(min(ends[offset], 4 * _EXCERPT))
+            at += len(data)
+            found[offset] = decode(data)[:_EXCERPT]
+    begin = pl.DataFrame({"byte_offset": list(found), "excerpt": list(found.values())}, schema={"byte_offset": pl.Int64, "excerpt": pl.String})
+    return placed(source, refused.drop("evidence_id").join(begin, on="byte_offset", how="left", maintain_order="left"))
 
 
 def summary(source: Source) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def row(path: Path, content: bytes, container: str = "none", **more: Any) -> dic
         "container": container,
         "file_sha256": hashlib.sha256(file).hexdigest(),
         "file_bytes": len(file),
-        "content_bytes": len(content),
+        "head_sha256": hashlib.sha256(content[:1024]).hexdigest(), "content_bytes": len(content),
         "status": "committed",
         **counts,
         "ignored_reasons": "{}",

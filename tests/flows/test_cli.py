@@ -159,15 +159,6 @@ MADE = ("init", "report", "demo")  # leave something behind: each has a test of 
 READ = [" ".join(words) for words in VERBS if words[0] not in MADE]
 
 
-@pytest.mark.parametrize("words", VERBS, ids=" ".join)
-def test_every_verb_has_help_with_an_example_and_takes_t(words: tuple[str, ...]) -> None:
-    answer = call(*words, "--help", columns=100)
-    assert answer.code == 0
-    assert f"Example: gatehound {' '.join(words)}" in answer.out
-    assert "-t," in answer.out
-    assert max(map(len, answer.out.splitlines())) <= 100
-
-
 def test_every_verb_is_tried_here(place: Path) -> None:
     assert set(READ) == set(verbs(place))
 

@@ -173,7 +173,7 @@ def test_every_link_leads_to_a_place_in_the_page() -> None:
 def test_the_summary_says_how_much_who_and_how_far() -> None:
     text = markdown(material(cases=2)).split("## Timeline")[0]
     assert (
-        "1 detection ran over the logs from 2021-01-04 00:00 to 2021-02-18 00:00 UTC. That points to 2 cases "
+        "1 detection ran over the logs from 2021-01-04 00:00 to 2021-02-18 00:00 UTC. Result: 2 cases "
         "(2 critical)." in text
     )
     assert "From 2021-02-03 to 2021-02-04, credential svc-mail used from svc-mail against tenant svc-mail" in text
