@@ -96,6 +96,9 @@ def sniff(head: Head, log: Log) -> Match | None:
     return None
 
 
+_SMALL = 5000  # rows
+
+
 def read(
     records: pl.LazyFrame, ctx: Context, log: Log, ignored: Mapping[str, pl.Expr]
 ) -> tuple[pl.DataFrame, pl.LazyFrame]:
@@ -331,9 +334,11 @@ def _read(part: pl.DataFrame, layout: tuple[str, ...], log: Log, *, single: bool
     want = [name for name in log.want if name in layout]
     rare = {name: needed for name, needed in log.rare.items() if name in layout}
     plain = _halves(part.filter(~pl.col("quotes")), lambda half: _split(half, layout, want, rare))
-    careful = columns(part.filter("quotes").lazy(), layout, [*want, *rare]).collect()
     names = [f"c.{name}" for name in [*want, *rare]]
-    both = pl.concat([frame.select(*PLACE, *names, "bad_csv") for frame in (plain, careful)])
+    both = plain.select(*PLACE, *names, "bad_csv")
+    if part["quotes"].any():
+        careful = columns(part.filter("quotes").lazy(), layout, [*want, *rare]).collect()
+        both = pl.concat([both, careful.select(*PLACE, *names, "bad_csv")])
     if single:
         both = both.with_columns(pl.col(name).str.replace(r"(?s)^'(.*)'$", "${1}") for name in names)
     return both
@@ -359,7 +364,9 @@ def _split(
 
 
 def _halves(frame: pl.DataFrame, step: Callable[[pl.LazyFrame], pl.LazyFrame]) -> pl.DataFrame:
-    """A step row by row, on two halves at once: splitting text uses one core for each."""
+    """A step row by row, on two halves at once: splitting text uses one core for each. A small frame is not worth it."""
+    if frame.height < _SMALL:
+        return step(frame.lazy()).collect()
     middle = frame.height // 2
     return pl.concat([step(frame[:middle].lazy()), step(frame[middle:].lazy())], rechunk=False).collect()
 

@@ -91,7 +91,7 @@ def ingest(
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler: one task per file.")] = None,
     to: FormatOption = OutputFormat.table,
 ) -> None:
-    """Read logs into the archive. They are recognised by content and checked by contract; each record is accounted for."""
+    """Read logs into the archive. They are recognised by content, and each record is accounted for."""
     from flows.commands.render import show_ingest
     from flows.pipeline.running import ingest_paths
 

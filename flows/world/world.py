@@ -98,14 +98,14 @@ def _write_cloud(setting: Setting, tenant: Tenant, writer: Writer, collected: li
 
 
 def _write_exchange(setting: Setting, tenant: Tenant, writer: Writer, collected: list[list[object]]) -> None:
-    """Both logs by day; one of three tenants has them by hour for the last days, one collected them as a zip."""
+    """Both logs by day; one of three tenants has them by hour for the last half day, one collected them as a zip."""
     cal, rng, tid = setting.cal, setting.rng("noise", tenant.tenant_id), tenant.tenant_id
     number = setting.of("onprem").index(tenant)
     for log, kind, records in zip(
         ("Ews", "HttpProxy"), ("EWS Logs", "HttpProxy Logs"), onprem.exchange_rows(setting, tenant), strict=True
     ):
         members = list[tuple[str, str]]()
-        hourly_from = cal.end - (3 * DAY if number == 2 else 0)
+        hourly_from = cal.end - (DAY // 2 if number == 2 else 0)
         old, new = [r for r in records if r[0] < hourly_from], [r for r in records if r[0] >= hourly_from]
         for begin, part in _by(old, cal.t0, DAY) + _by(new, cal.t0, 3600):
             hour = datetime.fromtimestamp(begin, tz=UTC).strftime("%Y%m%d%H")
