@@ -26,5 +26,6 @@ def key(kind: str, archive: str) -> str:
 
 
 def worth_repeating(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a failed task is to be tried again: not when the caller or the evidence is at fault, which stays as it is."""
-    return not isinstance(state.data, GatehoundError) and not isinstance(getattr(state.data, "exception", None), GatehoundError)
+    """Whether a failed task is tried again: not when the caller or the evidence is at fault, which stays as it is."""
+    cause = getattr(state.data, "exception", state.data)  # a stored result wraps what was raised
+    return not isinstance(cause, GatehoundError)

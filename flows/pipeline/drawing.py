@@ -25,11 +25,27 @@ def pictures_of(
     if not hunt["cases"]:
         return []
     caption = "One lane for each case and, below it, its findings, coloured by severity; a dot is an evidence row."
-    shown = [
-        Picture("Findings over time", caption, pictures.timeline(hunt["cases"], event_times=times), "timeline.svg")
-    ]
+    shown = [Picture("Findings over time", caption, pictures.timeline(_lanes(hunt), event_times=times), "timeline.svg")]
     span = {"first": hunt["window"]["from"][:10], "last": hunt["window"]["to"][:10]}
     return [*shown, *_tenants(con, hunt, span), *_journal(con, hunt, span)]
+
+
+def _lanes(hunt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Cases and findings with names that fit beside a lane: the detection, and where."""
+
+    def named(ids: Sequence[str]) -> str:
+        return ", ".join(ids[:2]) + (f" +{len(ids) - 2}" if len(ids) > 2 else "")
+
+    return [
+        {
+            **case,
+            "summary": named(case["entities"]["tenant_ids"]) or "no tenant",
+            "findings": [
+                {**f, "title": f"{f['detection']} {named(f['entities']['tenant_ids'])}"} for f in case["findings"]
+            ],
+        }
+        for case in hunt["cases"]
+    ]
 
 
 def _tenants(con: "duckdb.DuckDBPyConnection", hunt: Mapping[str, Any], span: dict[str, str]) -> list[Picture]:

@@ -35,17 +35,27 @@ class Programs:
                 one.bind(("127.0.0.1", 0))
             return [one.getsockname()[1] for one in sockets]
 
-    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path = ROOT) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path = ROOT
+    ) -> subprocess.Popen[bytes]:
         """Starts a program; what it says goes to a log file."""
         with (self.logs / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                command, env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=dict(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._running.append(process)
         return process
 
-    def wait(self, what: str, ready: Callable[[], Any], seconds: float, process: subprocess.Popen[bytes] | None = None) -> Any:
-        """Polls until `ready` answers with something true; fails after so many seconds, or when the program has ended."""
+    def wait(
+        self, what: str, ready: Callable[[], Any], seconds: float, process: subprocess.Popen[bytes] | None = None
+    ) -> Any:
+        """Polls until `ready` answers with something true; fails after so many seconds, or when the program ends."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if process is not None and process.poll() is not None:
@@ -60,7 +70,9 @@ class Programs:
 
     def tails(self) -> str:
         """The end of each program's log."""
-        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(self.logs.glob("*.log")))
+        return "\n".join(
+            f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(self.logs.glob("*.log"))
+        )
 
     def stop(self) -> None:
         """Ends the process groups, the last one started first."""
@@ -94,7 +106,9 @@ class Gatehound:
 
     def __call__(self, *arguments: str | Path, exit_code: int = 0) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "flows.main", *map(str, arguments)]
-        done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, timeout=180, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.env, capture_output=True, timeout=180, stdin=subprocess.DEVNULL, check=False
+        )
         assert done.returncode == exit_code, f"{arguments}: {done.stderr.decode(errors='replace')[-3000:]}"
         return done
 

@@ -1,4 +1,4 @@
-"""The deployments of prefect.yaml on a real Prefect server: a run that its scheduler creates and a worker carries out."""
+"""The deployments of prefect.yaml on a real Prefect server: a run that its scheduler makes, a worker does."""
 
 import json
 import os
@@ -47,7 +47,9 @@ class Server:
 
         run: dict[str, Any] = self.programs.wait(f"run {run_id}", look, seconds)
         logs = self.call("/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
-        assert run["state_type"] == "COMPLETED", "\n".join(line["message"] for line in logs)[-4000:] + self.programs.tails()
+        assert run["state_type"] == "COMPLETED", (
+            "\n".join(line["message"] for line in logs)[-4000:] + self.programs.tails()
+        )
         return run
 
     def at_once(self, name: str, **parameters: Any) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def ingested(server: Server, world: Path) -> dict[str, Any]:
 def hunted(server: Server, ingested: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
     """A run of the daily hunt that the scheduler made: its deployment gets a second schedule whose time is near."""
     daily = server.deployment("hunt/daily")["id"]
-    began = datetime.fromisoformat(truth["from"].replace("Z", "+00:00"))
+    began = datetime.fromisoformat(truth["from"])
     days = (datetime.now(UTC) - began).days + 1
     due = datetime.now(UTC) + timedelta(seconds=8)
     schedule = {
@@ -117,7 +119,9 @@ def hunted(server: Server, ingested: dict[str, Any], truth: dict[str, Any]) -> d
     server.call(f"/deployments/{daily}/schedules", [schedule])
 
     def first() -> dict[str, Any] | None:
-        runs = server.call("/flow_runs/filter", {"deployments": {"id": {"any_": [daily]}}, "sort": "EXPECTED_START_TIME_ASC"})
+        runs = server.call(
+            "/flow_runs/filter", {"deployments": {"id": {"any_": [daily]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        )
         near = [r for r in runs if abs((_time(r["expected_start_time"]) - due).total_seconds()) < 1]
         return near[0] if near else None
 
@@ -126,10 +130,12 @@ def hunted(server: Server, ingested: dict[str, Any], truth: dict[str, Any]) -> d
 
 
 def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return datetime.fromisoformat(text)
 
 
-def test_ingest_leaves_a_table_of_what_became_of_each_file(server: Server, ingested: dict[str, Any], world: Path) -> None:
+def test_ingest_leaves_a_table_of_what_became_of_each_file(
+    server: Server, ingested: dict[str, Any], world: Path
+) -> None:
     rows = server.artifacts(ingested)["table"]
     assert len(rows) >= sum(1 for f in (world / "logs").rglob("*") if f.is_file())
     assert {row["status"] for row in rows} == {"committed"}
@@ -162,7 +168,9 @@ def test_its_artifacts_hold_the_planted_case(server: Server, hunted: dict[str, A
     assert set(findings["case_id"]) == {case["case"] for case in cases}
 
 
-def test_report_is_written_and_shown(server: Server, ingested: dict[str, Any], truth: dict[str, Any], tmp_path: Path) -> None:
+def test_report_is_written_and_shown(
+    server: Server, ingested: dict[str, Any], truth: dict[str, Any], tmp_path: Path
+) -> None:
     run = server.at_once("report/on-demand", out=str(tmp_path / "report"), title="Live | report")
     page = server.artifacts(run)["markdown"]
     assert "Live" in page

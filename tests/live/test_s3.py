@@ -38,12 +38,16 @@ def bucket(programs: Any, gatehound: Callable[..., Any], tmp_path_factory: pytes
     (home / "data").mkdir()
     credentials = [{"accessKey": KEY, "secretKey": SECRET}]
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    (home / "s3.json").write_text(json.dumps({"identities": [{"name": "live", "credentials": credentials, "actions": actions}]}))
+    (home / "s3.json").write_text(
+        json.dumps({"identities": [{"name": "live", "credentials": credentials, "actions": actions}]})
+    )
     ports = programs.free_ports(8)
     named = zip(("master", "volume", "filer", "s3"), ports[:4], ports[4:], strict=True)
     command = [
-        str(weed), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={home / 'data'}", "-s3", f"-s3.config={home / 's3.json'}",
-        "-master.telemetry=false", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64", "-volume.max=0",
+        str(weed), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-dir={home / 'data'}", "-s3", f"-s3.config={home / 's3.json'}",
+        "-master.telemetry=false", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-master.volumeSizeLimitMB=64", "-volume.max=0",
         f"-filer.localSocket={home / 'filer.sock'}", f"-s3.localSocket={home / 's3.sock'}",
         *(word for name, port, grpc in named for word in (f"-{name}.port={port}", f"-{name}.port.grpc={grpc}")),
     ]  # fmt: skip
@@ -57,7 +61,8 @@ def bucket(programs: Any, gatehound: Callable[..., Any], tmp_path_factory: pytes
 
     files = programs.wait("S3 server", up, 60, running)
     environment = {
-        "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": endpoint
+        "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
     }  # fmt: skip
     try:
         yield Bucket("s3://live/case/archive", "s3://live/evidence/audit.jsonl", files, gatehound(**environment))
@@ -80,14 +85,22 @@ def logs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def filled(bucket: Bucket, world: Path, logs: Path) -> dict[str, Any]:
     """What the ingest of local evidence and of the object in the bucket answered."""
-    moved = sorted((logs / "alder" / "ual").glob("*.jsonl"))[-1]
+    moved = max((logs / "alder" / "ual").glob("*.jsonl"))
     bucket.files.put(str(moved), bucket.evidence.removeprefix("s3://"))
     moved.unlink()
     say = bucket.gatehound
     say("init", "-a", bucket.archive)
     assert say.json("reference", "load", "-a", bucket.archive, world / "reference")["loaded"]["tenants"] == 6
     found: dict[str, Any] = say.json(
-        "ingest", "-a", bucket.archive, logs, bucket.evidence, "--collection", world / "collection.csv", "--tenant", "alder"
+        "ingest",
+        "-a",
+        bucket.archive,
+        logs,
+        bucket.evidence,
+        "--collection",
+        world / "collection.csv",
+        "--tenant",
+        "alder",
     )
     return found
 
@@ -113,19 +126,30 @@ def test_no_secret_is_kept_in_the_archive(bucket: Bucket, filled: dict[str, Any]
             assert SECRET.encode() not in bucket.files.cat_file(name), name
 
 
-def test_the_same_evidence_again_changes_nothing(bucket: Bucket, filled: dict[str, Any], world: Path, logs: Path) -> None:
-    again = bucket.gatehound.json("ingest", "-a", bucket.archive, logs, bucket.evidence, "--collection", world / "collection.csv")
+def test_the_same_evidence_again_changes_nothing(
+    bucket: Bucket, filled: dict[str, Any], world: Path, logs: Path
+) -> None:
+    again = bucket.gatehound.json(
+        "ingest", "-a", bucket.archive, logs, bucket.evidence, "--collection", world / "collection.csv"
+    )
     assert again["totals"]["known"] == filled["totals"]["files"]
     assert again["archive_version"] == filled["archive_version"]
 
 
-def test_sql_hunt_and_report_read_the_bucket(bucket: Bucket, filled: dict[str, Any], truth: dict[str, Any], tmp_path: Path) -> None:
+def test_sql_hunt_and_report_read_the_bucket(
+    bucket: Bucket, filled: dict[str, Any], truth: dict[str, Any], tmp_path: Path
+) -> None:
     say = bucket.gatehound
-    ((events,),) = (row.values() for row in say.json("sql", "-a", bucket.archive, "select count(*)::bigint as n from access_events"))
+    ((events,),) = (
+        row.values() for row in say.json("sql", "-a", bucket.archive, "select count(*)::bigint as n from access_events")
+    )
     assert events == filled["totals"]["events"]["access_events"]
     step = truth["steps"][0]
     hunt = say.json("hunt", "-a", bucket.archive, "--detections", "T01")
-    assert any(step["network"] in c["entities"]["source_networks"] and step["tenant_id"] in c["entities"]["tenant_ids"] for c in hunt["cases"])
+    assert any(
+        step["network"] in c["entities"]["source_networks"] and step["tenant_id"] in c["entities"]["tenant_ids"]
+        for c in hunt["cases"]
+    )
     say("report", "-a", bucket.archive, "--out", tmp_path / "report")
     assert step["network"] in (tmp_path / "report" / "incident.html").read_text()
     manifest = json.loads((tmp_path / "report" / "manifest.json").read_text())
@@ -146,7 +170,9 @@ def test_raw_record_comes_from_the_object_and_verify_sees_a_change(bucket: Bucke
     place = bucket.evidence.removeprefix("s3://")
     content = bucket.files.cat_file(place)
     end = row["byte_offset"] + row["byte_length"]
-    assert say("raw", "-a", bucket.archive, row["event_uid"]).stdout.rstrip(b"\n") == content[row["byte_offset"] : end].rstrip(b"\n")
+    assert say("raw", "-a", bucket.archive, row["event_uid"]).stdout.rstrip(b"\n") == content[
+        row["byte_offset"] : end
+    ].rstrip(b"\n")
     say("verify", "-a", bucket.archive)
     try:
         bucket.files.pipe_file(place, content.replace(b"Exchange", b"Exchanje", 1))
