@@ -85,9 +85,7 @@ def _snapshot(delta: "DeltaTable", table: Contract) -> Snapshot:
     )
     schema = dict(table.polars_schema)
     if table.kind == "reference":  # columns past the contract's are kept
-        import pyarrow as pa
-
-        stored = pl.DataFrame(pa.schema(delta.schema().to_arrow()).empty_table()).schema
+        stored = pl.Schema(delta.schema().to_arrow())
         schema |= {column: kind for column, kind in stored.items() if column not in schema}
     return Snapshot(table, delta.version(), files, pl.Schema(schema))
 

@@ -16,6 +16,7 @@ import polars as pl
 from transforms.model import RECORD_SCHEMA, SYSLOG_SCHEMA, Context, Head, Match
 from transforms.syslog_time import (
     STAMP,
+    bsd_stamps,
     bsd_times,
     by_runs,
     by_values,
@@ -56,6 +57,17 @@ _SHAPES = (
     r"^(?P<host>\S+) +(?P<message>\S.*)$",
 )
 _PROGRAMS = ("dovecot", None, None, "syslog", UNTAGGED)
+_AT = pl.col("at").cast(pl.Int64)
+_BEFORE = pl.col("t").bin.slice(0, _AT).cast(pl.String).alias("before")
+_AFTER = pl.col("t").bin.slice(_AT + 1).cast(pl.String).alias("after")
+_BRACKET = pl.col("t").str.find("[", literal=True).cast(pl.Int64)
+_TAG_BYTES = pl.col("t").cast(pl.Binary).bin
+_PROGRAM = _TAG_BYTES.slice(0, pl.coalesce("at", _TAG_BYTES.size())).cast(pl.String)
+_PROGRAM = _PROGRAM.str.strip_chars_end(":").alias("program")
+_PID = pl.when(pl.col("at").is_not_null()).then(_TAG_BYTES.slice(_AT + 1).cast(pl.String).str.strip_chars_end("]:"))
+_PID = _PID.alias("pid")
+_ENDED = (pl.col("t").str.ends_with(":") | pl.col("t").str.ends_with("]")).alias("ended")
+_PLAIN = (pl.col("ended") & (pl.col("program") != "")).alias("plain")
 _PARTS = {"month": pl.Int8(), "intra": pl.Int64(), "naive": pl.Int64(), "offset": pl.Int64()}
 _TEXTS = ("ts_raw", "host", "program", "pid", "message")
 
@@ -124,7 +136,7 @@ def unrepeat(frame: pl.DataFrame) -> pl.DataFrame:
 def _split(raw: pl.Series) -> pl.DataFrame:
     """Split lines into `_PARTS` and `_TEXTS`; the common shapes are read without a regular expression a line."""
     left, text, done = pl.int_range(len(raw), dtype=pl.UInt32, eager=True).alias("row"), raw, []
-    for read in (_read_bsd, _read_iso, _read_odd):
+    for read in (_read_one_host, _read_bsd, _read_iso, _read_odd):
         if not len(left):
             break
         part, good = read(text)
@@ -143,6 +155,36 @@ def _split(raw: pl.Series) -> pl.DataFrame:
     types = _PARTS | dict.fromkeys(_TEXTS, pl.String())
     absent = [pl.lit(None, kind).alias(name) for name, kind in types.items() if name not in whole.columns]
     return whole.with_columns(absent).select(list(types))
+
+
+def _read_one_host(raw: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
+    """Read lines that begin as most logs do from end to end: a stamp without a year, and the host of the first line."""
+    host = str(raw.first() or "")[16:].split(" ", 1)[0]
+    begin = 17 + len(host)
+    if not host.isascii() or not _plain_host(pl.Series([host])).item():
+        return raw.to_frame("raw"), pl.repeat(False, len(raw), dtype=pl.Boolean, eager=True)
+
+    def convert(heads: pl.Series) -> pl.DataFrame:
+        table = bsd_stamps(heads.str.head(16))
+        known = table["intra"].is_not_null() & (heads.str.slice(16) == f"{host} ")
+        return table.with_columns(known.alias("known"), heads.str.head(15).alias("ts_raw"))
+
+    times = by_runs(raw.str.head(begin), convert)
+    good = times["known"]
+    if not good.any():
+        return times, good
+    tag, message = _halves(raw.str.slice(begin))
+    tags = by_values(tag, _tags)
+    plain = good & tags["plain"].fill_null(value=False)
+    texts = times.drop("known").hstack([pl.repeat(host, len(raw), dtype=pl.String, eager=True).alias("host")])
+    return texts.hstack(tags.drop("plain")).hstack([message.alias("message")]), plain
+
+
+def _halves(text: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Cut at the first space; the second half is empty where there is none."""
+    rows = pl.DataFrame({"t": text.cast(pl.Binary), "at": text.str.find(" ", literal=True)})
+    halves = rows.with_columns(pl.col("at").fill_null(pl.col("t").bin.size())).select(_BEFORE, _AFTER)
+    return halves.to_series(0), halves.to_series(1)
 
 
 def _read_bsd(raw: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
@@ -195,13 +237,7 @@ def _split_rest(rest: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
 
 def _tags(tags: pl.Series) -> pl.DataFrame:
     """Read `postfix/smtpd[61691]:`, also without the colon after the bracket."""
-    name, tag = pl.col("t").str.splitn("[", 2).struct, pl.col("t").str
-    program = name[0].str.strip_chars_end(":")
-    return tags.to_frame("t").select(
-        program.alias("program"),
-        name[1].str.strip_chars_end("]:").alias("pid"),
-        ((tag.ends_with(":") | tag.ends_with("]")) & (program != "")).alias("plain"),
-    )
+    return tags.to_frame("t").with_columns(at=_BRACKET).select(_PROGRAM, _PID, _ENDED).select("program", "pid", _PLAIN)
 
 
 def _plain_host(heads: pl.Series) -> pl.DataFrame:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import polars as pl
 
 from data_contracts.errors import UsageError
@@ -37,6 +38,18 @@ STAMP = (
     r":? +(?:<[a-z0-9]+\.[a-z]+> )?(?P<rest>.*)$"
 )
 _STAMP = re.compile(STAMP)
+
+
+def _bsd() -> tuple[pl.Expr, pl.Expr]:
+    text = pl.when(pl.col("t").str.contains(_BSD)).then("t")
+    number = [text.str.slice(at, 2).str.strip_chars_start(" ").cast(pl.Int64, strict=False) for at in (4, 7, 10, 13)]
+    month = text.str.slice(0, 3).replace_strict(MONTHS, default=None, return_dtype=pl.Int8)
+    intra = (((number[0] - 1) * 24 + number[1]) * 60 + number[2]) * 60 + number[3]
+    good = month.is_not_null() & (number[0] >= 1) & (number[1] < 24)
+    return pl.when(good).then(month).alias("month"), pl.when(good).then(intra * 1_000_000).alias("intra")
+
+
+_BSD_MONTH, _BSD_INTRA = _bsd()
 
 
 def plan_year(head_text: str, tail_text: str, ctx: Context) -> int:
@@ -142,27 +155,26 @@ def by_runs(values: pl.Series, convert: Callable[[pl.Series], pl.DataFrame]) -> 
 
 def by_values(values: pl.Series, convert: Callable[[pl.Series], pl.DataFrame]) -> pl.DataFrame:
     """Convert each distinct value once; rows of nulls for null."""
-    distinct = values.unique().drop_nulls()
-    table = convert(distinct).insert_column(0, distinct.alias("value"))
-    return values.to_frame("value").join(table, on="value", how="left", maintain_order="left").drop("value")
+    kind = pl.Categorical(pl.Categories.random())
+    coded = values.cast(kind)  # its life is that of the categories
+    numbers = coded.to_physical()
+    distinct = numbers.drop_nulls().unique()
+    table = convert(distinct.cat.to(coded.dtype).cast(pl.String).alias("value"))
+    if not len(distinct):
+        return table.clear(len(values))
+    places = np.zeros(int(distinct.max()) + 1, dtype=np.uint32)  # type: ignore[arg-type]
+    places[distinct.to_numpy()] = np.arange(len(distinct), dtype=np.uint32)
+    return table.select(pl.all().gather(pl.Series(places).gather(numbers)))
 
 
 def bsd_times(stamps: pl.Series) -> pl.DataFrame:
     """Read 16 characters `Jan 31 09:50:02 ` as month and microseconds since the month began."""
+    return by_runs(stamps, bsd_stamps)
 
-    def convert(heads: pl.Series) -> pl.DataFrame:
-        text = pl.when(pl.col("t").str.contains(_BSD)).then("t")
-        number = [
-            text.str.slice(at, 2).str.strip_chars_start(" ").cast(pl.Int64, strict=False) for at in (4, 7, 10, 13)
-        ]
-        month = text.str.slice(0, 3).replace_strict(MONTHS, default=None, return_dtype=pl.Int8)
-        intra = (((number[0] - 1) * 24 + number[1]) * 60 + number[2]) * 60 + number[3]
-        good = month.is_not_null() & (number[0] >= 1) & (number[1] < 24)
-        return heads.to_frame("t").select(
-            pl.when(good).then(month).alias("month"), pl.when(good).then(intra * 1_000_000).alias("intra")
-        )
 
-    return by_runs(stamps, convert)
+def bsd_stamps(heads: pl.Series) -> pl.DataFrame:
+    """Do what `bsd_times` does, for values that seldom repeat."""
+    return heads.to_frame("t").select(_BSD_MONTH, _BSD_INTRA)
 
 
 def iso_seconds(heads: pl.Series) -> pl.DataFrame:

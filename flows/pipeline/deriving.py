@@ -45,7 +45,7 @@ def refresh(archive: Archive, tell: Tell | None = None, *, everything: bool = Fa
         if days:
             built[table.table] = len(days)
         elif versions != {s: v for s, v in archive.built_from(table.table).items() if s in versions}:
-            archive.replace_days(table.table, contract(table.table).conform(pl.LazyFrame()).collect(), [], versions)
+            archive.replace_days(table.table, pl.DataFrame(schema=contract(table.table).polars_schema), [], versions)
     return built
 
 
