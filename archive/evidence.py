@@ -355,6 +355,20 @@ def head_of(piece: Piece, size: int) -> bytes:
     return head
 
 
+def prefix_sha256(piece: Piece, size: int) -> str | None:
+    """sha256 of the first `size` bytes of a piece's content; None when it is shorter or can't be read."""
+    digest = hashlib.sha256()
+    try:
+        stream, _, _ = piece.open()
+        with stream:
+            while size > 0 and (chunk := stream.read(min(size, CHUNK))):
+                digest.update(chunk)
+                size -= len(chunk)
+    except (OSError, RefusedError):
+        return None
+    return None if size else digest.hexdigest()
+
+
 def hash_file(path: str) -> str:
     """sha256 of a file as it lies."""
     with open_binary(path) as raw:

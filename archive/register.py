@@ -46,19 +46,19 @@ class EvidenceRegister:
         """Every row of a piece of evidence, refused ones included, oldest first."""
         return self.rows().filter(pl.col("evidence_id") == evidence_id)
 
-    def sizes(self, head: bytes) -> dict[int, list[str]]:
-        """Content size in bytes to the evidence ids of that size that a log with this beginning may have grown from.
+    def begun_alike(self, head: bytes) -> pl.DataFrame:
+        """Evidence in the archive that may be a shorter or longer version of a log with this beginning.
 
         Args:
             head: first HEAD_BYTES of the content, or all of it if there are fewer.
+
+        Returns:
+            evidence_id, content_bytes, path, member; evidence shorter than HEAD_BYTES is always among them, longer versions
+            of so short a log are not.
         """
-        rows = self.rows()
         same = (pl.col("head_sha256") == head_sha256(head)) | (pl.col("content_bytes") < HEAD_BYTES)
-        held = rows.filter(same & (pl.col("status") != "refused"))
-        grouped: dict[int, list[str]] = {}
-        for size, evidence_id in held.select("content_bytes", "evidence_id").unique(maintain_order=True).iter_rows():
-            grouped.setdefault(size, []).append(evidence_id)
-        return grouped
+        held = self.rows().filter(same & (pl.col("status") != "refused"))
+        return held.select("evidence_id", "content_bytes", "path", "member").unique("evidence_id", maintain_order=True)
 
     def record(self, rows: Sequence[Mapping[str, Any]] | pl.DataFrame) -> int:
         """Adds rows and returns the version of the register.

@@ -280,10 +280,6 @@ class Archive:
         """Register row of evidence that is in the archive; None when it is new."""
         return self.evidence.known(evidence_id)
 
-    def evidence_sizes(self, head: bytes) -> dict[int, list[str]]:
-        """Content size to the ids of evidence of that size that a log with this beginning may have grown from."""
-        return self.evidence.sizes(head)
-
     def record_evidence(self, rows: Sequence[Mapping[str, Any]] | pl.DataFrame) -> int:
         """Adds rows to the register; returns its version."""
         return self.evidence.record(rows)

@@ -8,7 +8,6 @@ authentications, TLS, and postscreen. They are read by regular expressions; what
 import polars as pl
 
 from transforms.model import IGNORED, QUARANTINED
-from transforms.syslog_time import by_values
 
 ROW = ("record_no", "byte_offset", "byte_length", "ts", "ts_raw", "ts_basis", "host", "source", "op_raw")
 PEERED = ("session_id", "event", "outcome", "src_host", "src_ip_raw", "status_text")
@@ -75,29 +74,14 @@ def cut(rows: pl.LazyFrame, column: str, by: str, *names: str) -> pl.LazyFrame:
 
 def peer(frame: pl.DataFrame, column: str) -> pl.LazyFrame:
     """Cut `name[address]more` and `name[address]:port more` into src_host, src_ip_raw, more, whole."""
-    found = pl.col(column).str
-    frame = frame.with_columns(
-        _open=found.find("[", literal=True).cast(pl.Int64), _close=found.find("]", literal=True).cast(pl.Int64)
-    )
-    text, opened, closed = pl.col(column).cast(pl.Binary).bin, pl.col("_open"), pl.col("_close")
-    if frame.select((opened < closed).all() & (opened.null_count() + closed.null_count() == 0)).item():
-        ending = frame.select(closed + 1 == pl.col(column).str.len_bytes()).to_series().all()
-        rows = frame.lazy().with_columns(
-            src_host=text.slice(0, opened).cast(pl.String),
-            src_ip_raw=text.slice(opened + 1, closed - opened - 1).cast(pl.String),
-            more=pl.lit("") if ending else text.slice(closed + 1).cast(pl.String),
-        )
-        ported = not ending and frame[column].str.contains("]:", literal=True).any()
-    else:
-        rows = cut(cut(frame.lazy(), column, "[", "src_host", "_at"), "_at", "]", "src_ip_raw", "more")
-        ported = True
+    rows = cut(cut(frame.lazy(), column, "[", "src_host", "_at"), "_at", "]", "src_ip_raw", "more")
     more = pl.col("more")
-    if ported and frame[column].str.contains(r"\]:\d", literal=False).any():  # smtpd_client_port_logging
+    if frame[column].str.contains(r"\]:\d", literal=False).any():  # smtpd_client_port_logging
         rows = groups(rows, pl.when(more.str.starts_with(":")).then("more"), r"^:(\d+)(.*)$", "port", "after")
-        numbered = pl.col("port").is_not_null()
+        ported = pl.col("port").is_not_null()
         rows = rows.with_columns(
-            src_ip_raw=pl.when(numbered).then(pl.format("[{}]:{}", "src_ip_raw", "port")).otherwise("src_ip_raw"),
-            more=pl.when(numbered).then("after").otherwise("more"),
+            src_ip_raw=pl.when(ported).then(pl.format("[{}]:{}", "src_ip_raw", "port")).otherwise("src_ip_raw"),
+            more=pl.when(ported).then("after").otherwise("more"),
         )
     whole = more.is_not_null() & ~pl.col("src_host").str.contains(" ", literal=True)
     return rows.with_columns(whole=whole.fill_null(value=False))
@@ -260,15 +244,11 @@ def tls(frame: pl.DataFrame) -> list[pl.LazyFrame]:
 
     Anonymous TLS connection established from h.example.com[192.0.2.1]: TLSv1.3 with cipher TLS_AES_256_GCM_SHA384 ...
     """
-    frame = cut(frame.lazy(), "message", ": ", "front", "back").collect()
-    rows = frame.hstack(by_values(frame["back"], _ciphers)).lazy()
+    rows = cut(frame.lazy(), "message", ": ", "front", "back")
     rows = cut(rows, "front", "[", "before", "at")
     rows = cut(rows, "before", "ed from ", "begin", "src_host")
-    outward = frame.filter(~frame["front"].str.contains("ed from ", literal=True).fill_null(value=False)).height
-    if outward:
-        rows = cut(rows, "before", "ed to ", "begin_to", "relay_host")
-    else:
-        rows = rows.with_columns(relay_host=pl.lit(None, pl.String))
+    rows = cut(rows, "before", "ed to ", "begin_to", "relay_host")
+    rows = cut(rows, "back", " ", "tls_version", "with", "cipher", "tls_cipher", "bits")
     rows = rows.with_columns(address=pl.lit("[") + pl.col("at"))
     inward = pl.col("src_host").is_not_null()
     good = (inward | pl.col("relay_host").is_not_null()) & pl.col("at").str.contains("]", literal=True)
@@ -283,11 +263,6 @@ def tls(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     )
     kept = (*PEERED[:5], "relay_host", "dst_ip_raw", "tls_version", "tls_cipher")
     return [mail(rows, kept, good.fill_null(value=False), "TLS line cut or damaged")]
-
-
-def _ciphers(texts: pl.Series) -> pl.DataFrame:
-    names = ("tls_version", "with", "cipher", "tls_cipher", "bits")
-    return cut(texts.to_frame("back").lazy(), "back", " ", *names).drop("back").collect()
 
 
 def troubles(frame: pl.DataFrame) -> list[pl.LazyFrame]:

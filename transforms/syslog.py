@@ -64,8 +64,8 @@ _BRACKET = pl.col("t").str.find("[", literal=True).cast(pl.Int64)
 _TAG_BYTES = pl.col("t").cast(pl.Binary).bin
 _PROGRAM = _TAG_BYTES.slice(0, pl.coalesce("at", _TAG_BYTES.size())).cast(pl.String)
 _PROGRAM = _PROGRAM.str.strip_chars_end(":").alias("program")
-_PID = pl.when(pl.col("at").is_not_null()).then(_TAG_BYTES.slice(_AT + 1).cast(pl.String).str.strip_chars_end("]:"))
-_PID = _PID.alias("pid")
+_INNER = _TAG_BYTES.slice(_AT + 1).cast(pl.String).str.strip_chars_end("]:")
+_PID = pl.when(pl.col("at").is_not_null()).then(_INNER).alias("pid")
 _ENDED = (pl.col("t").str.ends_with(":") | pl.col("t").str.ends_with("]")).alias("ended")
 _PLAIN = (pl.col("ended") & (pl.col("program") != "")).alias("plain")
 _PARTS = {"month": pl.Int8(), "intra": pl.Int64(), "naive": pl.Int64(), "offset": pl.Int64()}
@@ -162,7 +162,7 @@ def _read_one_host(raw: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
     host = str(raw.first() or "")[16:].split(" ", 1)[0]
     begin = 17 + len(host)
     if not host.isascii() or not _plain_host(pl.Series([host])).item():
-        return raw.to_frame("raw"), pl.repeat(False, len(raw), dtype=pl.Boolean, eager=True)
+        return raw.to_frame("raw"), pl.Series([False]).new_from_index(0, len(raw))
 
     def convert(heads: pl.Series) -> pl.DataFrame:
         table = bsd_stamps(heads.str.head(16))

@@ -5,6 +5,7 @@ stopped an earlier run, the next one catches up from there.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 
 import polars as pl
@@ -14,6 +15,8 @@ from data_contracts import contract
 from transforms.derived import Derived, derived
 
 _DAYS_A_COMMIT = 31  # days that are built before they are committed; bounds what is held
+
+_AT_ONCE = 2  # days that are built side by side
 
 Tell = Callable[[str, int], None]
 Reader = Callable[[Sequence[date] | None], pl.LazyFrame]
@@ -38,7 +41,8 @@ def refresh(archive: Archive, tell: Tell | None = None, *, everything: bool = Fa
         for begin in range(0, len(days), _DAYS_A_COMMIT):
             some = days[begin : begin + _DAYS_A_COMMIT]
             last = begin + _DAYS_A_COMMIT >= len(days)
-            frames = [_build(readers, table, day) for day in some]
+            with ThreadPoolExecutor(_AT_ONCE, "derive") as pool:
+                frames = list(pool.map(lambda day: _build(readers, table, day), some))  # noqa: B023 - used up here
             archive.replace_days(table.table, pl.concat(frames), some, versions if last else {})
             if tell:
                 tell(table.table, len(some))

@@ -7,7 +7,8 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,14 +21,15 @@ from archive.register import head_sha256
 from archive.store import Archive, Staged
 from data_contracts import contract, gate
 from data_contracts.errors import GatehoundError
-from flows.pipeline.reading import EVENT_TABLES, Counts, How, Source, check, examine, excerpts, read, summary
+from flows.pipeline.reading import EVENT_TABLES, Block, How, Run, Source, check, examine, excerpts, read, summary
 from flows.pipeline.references import load_references
 from transforms.enrich import References
-from transforms.model import Context
 
 _ROWS_A_STAGE = 500_000  # rows of all tables that are held before they are written
 _BYTES_A_BATCH = 256 << 20  # content of the pieces that are validated and committed together
 _PIECES_A_BATCH = 200
+_AHEAD = 2  # pieces that are prepared while another is taken
+_SMALL_BYTES = 16 << 20  # content of a piece that is read while it waits
 
 Tell = Callable[[str, int], None]  # (what, bytes)
 
@@ -80,6 +82,17 @@ class _Batch:
         return self.sources[0].evidence_id if len(self.sources) == 1 else run_id
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A piece that was examined and, if it is small, read; or why it could not be."""
+
+    piece: evidence.Piece
+    run_length: int  # pieces of this run that it was compared with
+    source: Source | None = None
+    blocks: list[Block] | None = None
+    error: Exception | None = None
+
+
 class Ingest:
     """One run of ingest over an archive.
 
@@ -97,6 +110,7 @@ class Ingest:
         self.at = datetime.now(UTC)
         self.refs: References = load_references(archive)
         self.finished: list[Source] = []
+        self._taken = Run()
         self._batch = _Batch()
         self._writer = ThreadPoolExecutor(1, "stage")
 
@@ -107,44 +121,67 @@ class Ingest:
             The answer of ``ingest -t json`` (docs: command line).
         """
         gate.warm_up()
-        for path in evidence.find(list(paths)):
-            try:
-                found = evidence.pieces(path)
-            except (GatehoundError, OSError) as error:
-                self._refuse_unread(evidence.Piece(path), error)
-                continue
-            for piece in found:
-                self._take(piece)
+        waiting: deque[Future[_Prepared]] = deque()
+        with ThreadPoolExecutor(_AHEAD, "prepare") as pool:
+            for piece in self._pieces(paths):
+                waiting.append(pool.submit(self._prepare, piece, self._taken))
+                if len(waiting) > _AHEAD:
+                    self._take(waiting.popleft().result())
+            while waiting:
+                self._take(waiting.popleft().result())
         self._finish(self._batch)
         self._writer.shutdown()
         return self._answer()
 
-    def _take(self, piece: evidence.Piece) -> None:
-        began = time.monotonic()
+    def _pieces(self, paths: Iterable[str]) -> Iterator[evidence.Piece]:
+        for path in evidence.find(list(paths)):
+            try:
+                yield from evidence.pieces(path)
+            except (GatehoundError, OSError) as error:
+                self._refuse_unread(evidence.Piece(path), error)
+
+    def _prepare(self, piece: evidence.Piece, run: Run) -> "_Prepared":
+        """Examines a piece and, if it is small, reads it: for a few pieces ahead of the one that is taken."""
+        began, length = time.monotonic(), len(run.sources)
         try:
-            source = examine(
-                self.archive, piece, self.options.for_piece(piece.label), lambda n: self.tell("hash " + piece.label, n)
-            )
+            how = self.options.for_piece(piece.label)
+            source = examine(self.archive, piece, how, run, lambda n: self.tell("hash " + piece.label, n))
+            small = source.ctx is not None and source.identity.content_bytes <= _SMALL_BYTES
+            blocks = list(self._blocks(source)) if small else None
         except (GatehoundError, OSError) as error:
-            self._refuse_unread(piece, error)
-            return
-        if source.status == "known" or any(s.evidence_id == source.evidence_id for s in self._batch.sources):
-            source.status = "known"
+            return _Prepared(piece, length, error=error)
+        source.seconds = time.monotonic() - began
+        return _Prepared(piece, length, source, blocks)
+
+    def _blocks(self, source: Source) -> Iterator[Block]:
+        return read(source, lambda n: self.tell("read " + source.piece.label, n))
+
+    def _take(self, prepared: "_Prepared") -> None:
+        source = prepared.source
+        since = self._taken.sources[prepared.run_length :]
+        if source is not None and _may_be_versions(source, since):
+            prepared = self._prepare(prepared.piece, self._taken)  # a version of it was taken in the meantime
+            source = prepared.source
+        if source is None:
+            assert prepared.error is not None
+            self._refuse_unread(prepared.piece, prepared.error)
+        elif source.status == "known":
             self.finished.append(source)
         elif source.status == "refused":
             self._refuse(source)
         else:
-            self._read_into(self._batch, source)
-            source.seconds = time.monotonic() - began
+            self._taken.add(source)
+            self._read_into(self._batch, source, prepared.blocks)
             if self._batch.bytes > _BYTES_A_BATCH or len(self._batch.sources) >= _PIECES_A_BATCH:
                 self._finish(self._batch)
                 self._batch = _Batch()
 
-    def _read_into(self, batch: _Batch, source: Source) -> None:
+    def _read_into(self, batch: _Batch, source: Source, blocks: list[Block] | None = None) -> None:
+        began = time.monotonic()
         batch.sources.append(source)
         batch.bytes += source.identity.content_bytes
         batch.done[source.evidence_id] = {t for t in EVENT_TABLES if self.archive.committed(t, source.evidence_id)}
-        for block in read(source, lambda n: self.tell("read " + source.piece.label, n)):
+        for block in self._blocks(source) if blocks is None else blocks:
             if block.quarantine.height:
                 batch.quarantine.append(block.quarantine)
             for table, frame in block.events.items():
@@ -154,6 +191,7 @@ class Ingest:
                 batch.rows += frame.height
             if batch.rows >= _ROWS_A_STAGE:
                 self._stage(batch)
+        source.seconds += time.monotonic() - began
 
     def _stage(self, batch: _Batch) -> None:
         """Writes what is held in the background, so that parsing goes on; one stage is under way at most."""
@@ -246,12 +284,13 @@ class Ingest:
                 source.reason = "--strict: records were quarantined: " + json.dumps(dict(source.counts.quarantined))
             self._refuse(source)
             return
-        for source in batch.sources:
+        for source in batch.sources:  # examined again: what one grew from may be refused now
+            again = self._prepare(source.piece, Run())
+            if again.source is None or again.source.ctx is None:
+                self._take(again)
+                continue
             alone = _Batch()
-            source.counts = Counts()
-            assert source.ctx is not None
-            source.ctx = _fresh(source.ctx)
-            self._read_into(alone, source)
+            self._read_into(alone, again.source, again.blocks)
             self._finish(alone)
 
     def _refuse(self, source: Source) -> None:
@@ -334,10 +373,10 @@ def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _fresh(ctx: Context) -> Context:
-    from dataclasses import replace
-
-    return replace(ctx, carry={})
+def _may_be_versions(source: Source, others: list[Source]) -> bool:
+    """Whether one of some pieces begins as a piece does."""
+    head = source.identity.head
+    return any(s.identity.head.startswith(head) or head.startswith(s.identity.head) for s in others)
 
 
 def tool_version() -> str:

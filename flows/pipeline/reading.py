@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 import polars as pl
 
-from archive.evidence import Identity, Piece, identify
+from archive.evidence import Identity, Piece, identify, prefix_sha256
 from archive.evidence import head_of as first_bytes
 from archive.register import HEAD_BYTES
 from archive.store import Archive
@@ -88,29 +88,82 @@ class Source:
         return None if self.choice is None or self.ctx is None else registry.read_by(self.choice, self.ctx)
 
 
-def examine(archive: Archive, piece: Piece, how: How, progress: Progress | None = None) -> Source:
-    """Hashes a piece and decides what is to be done with it."""
-    sizes = archive.evidence_sizes(first_bytes(piece, HEAD_BYTES))
-    identity = identify(piece, list(sizes), progress)
-    source = Source(piece, how, identity, "committed")
-    if archive.known_evidence(identity.evidence_id) is not None:
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Evidence that another piece may be a shorter or longer version of."""
+
+    evidence_id: str
+    content_bytes: int
+    piece: Piece
+
+
+class Run:
+    """The pieces that a run has taken, by how they begin; only added to, so that it may be read beside."""
+
+    def __init__(self) -> None:
+        self.sources: list[Source] = []
+        self._by_head: dict[bytes, list[Source]] = {}
+        self._short: list[Source] = []
+        self._ids: set[str] = set()
+
+    def add(self, source: Source) -> None:
+        """Takes a piece."""
+        head = source.identity.head
+        self._by_head.setdefault(head, []).append(source)
+        if len(head) < HEAD_BYTES:
+            self._short.append(source)
+        self._ids.add(source.evidence_id)
+        self.sources.append(source)
+
+    def __contains__(self, evidence_id: str) -> bool:
+        return evidence_id in self._ids
+
+    def alike(self, head: bytes) -> list[Source]:
+        """Pieces that may be a shorter or longer version of what begins so."""
+        short = [s for s in self._short if head.startswith(s.identity.head) and s.identity.head != head]
+        return self._by_head.get(head, []) + short
+
+
+def examine(archive: Archive, piece: Piece, how: How, run: Run, progress: Progress | None = None) -> Source:
+    """Hashes a piece and decides what is to be done with it.
+
+    Args:
+        archive: where it goes.
+        piece: what to examine.
+        how: how it was collected.
+        run: pieces that this run has taken already.
+        progress: told the bytes read.
+    """
+    head = first_bytes(piece, HEAD_BYTES)
+    versions = [
+        Version(e, n, Piece(path, member, in_zip=member is not None))
+        for e, n, path, member in archive.evidence.begun_alike(head).iter_rows()
+    ] + [Version(s.evidence_id, s.identity.content_bytes, s.piece) for s in run.alike(head)]
+    identity = identify(piece, [v.content_bytes for v in versions], progress)
+    source = Source(piece, how, replace(identity, head=head, tail=b""), "committed")
+    if archive.known_evidence(identity.evidence_id) or identity.evidence_id in run:
         source.status = "known"
         return source
+    for version in versions:
+        longer = version.content_bytes > identity.content_bytes > 0
+        if longer and prefix_sha256(version.piece, identity.content_bytes) == identity.evidence_id:
+            source.status, source.reason = "known", f"it is the beginning of {version.piece.label}"
+            return source
     choice = registry.choose(head_of(identity.head, piece.label), how.format)
     if isinstance(choice, str):
         source.status, source.reason = "refused", choice if identity.content_bytes else (identity.damage or choice)
         return source
     source.choice = choice
-    for size in sorted(identity.prefixes, reverse=True):
-        if identity.prefixes[size] in sizes[size]:
-            source.status, source.grown_from, source.resumed_offset = "grown", identity.prefixes[size], size
-            break
-    source.ctx = _context(source)
+    shorter = [v for v in versions if identity.prefixes.get(v.content_bytes) == v.evidence_id]
+    if shorter:
+        longest = max(shorter, key=lambda v: v.content_bytes)
+        source.status, source.grown_from, source.resumed_offset = "grown", longest.evidence_id, longest.content_bytes
+    source.ctx = _context(source, identity)
     return source
 
 
-def _context(source: Source) -> Context:
-    identity, how = source.identity, source.how
+def _context(source: Source, identity: Identity) -> Context:
+    how = source.how
     assert source.choice is not None
     ctx = Context(
         evidence_id=identity.evidence_id,
@@ -123,7 +176,7 @@ def _context(source: Source) -> Context:
         host=how.host,
         tenant_id=how.tenant_id,
     )
-    yearless = registry.SYSLOG == source.choice.name and _YEARLESS.search(decode(identity.head))
+    yearless = source.choice.name == registry.SYSLOG and _YEARLESS.search(decode(identity.head))
     if yearless and how.year is None and source.piece.mtime is not None:
         year = syslog.plan_year(decode(identity.head), decode(identity.tail), ctx)
         ctx.year, ctx.year_basis = year, "file_time"
@@ -151,7 +204,7 @@ def read(source: Source, progress: Progress | None = None) -> Iterator[Block]:
 
 
 def _is_new(source: Source) -> pl.Expr:
-    """Records of a grown log that the shorter version had not; those before are parsed, for what they set up, and dropped."""
+    """Records of a grown log that the shorter version had not. Those before are parsed, for what they set up."""
     at = source.resumed_offset
     return (pl.col("byte_offset") >= at) | (pl.col("byte_offset") + pl.col("byte_length") > at)
 
@@ -263,7 +316,8 @@ def excerpts(source: Source, refused: pl.DataFrame) -> pl.DataFrame:
             data = stream.read(min(ends[offset], 4 * _EXCERPT))
             at += len(data)
             found[offset] = decode(data)[:_EXCERPT]
-    begin = pl.DataFrame({"byte_offset": list(found), "excerpt": list(found.values())}, schema={"byte_offset": pl.Int64, "excerpt": pl.String})
+    schema = {"byte_offset": pl.Int64, "excerpt": pl.String}
+    begin = pl.DataFrame({"byte_offset": list(found), "excerpt": list(found.values())}, schema=schema)
     return placed(source, refused.drop("evidence_id").join(begin, on="byte_offset", how="left", maintain_order="left"))
 
 

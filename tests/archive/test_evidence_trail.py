@@ -190,9 +190,10 @@ def test_register(archive: Archive, tmp_path: Path) -> None:
     assert known is not None
     assert known["path"] == str(path)
     assert archive.known_evidence("f" * 64) is None
-    assert archive.evidence_sizes(CONTENT) == {len(CONTENT): [entry["evidence_id"]]}
+    assert archive.evidence.begun_alike(CONTENT[:1024])["evidence_id"].to_list() == [entry["evidence_id"]]
+    assert archive.evidence.begun_alike(b"x" * 1024).is_empty()
     archive.record_evidence([{**refused, "status": "committed", "content_bytes": 7, "run_id": "r3"}])
-    assert archive.evidence_sizes(CONTENT)[7] == ["f" * 64]
+    assert archive.evidence.begun_alike(b"x" * 1024)["evidence_id"].to_list() == ["f" * 64]
     assert Archive.open(archive.uri).known_evidence("f" * 64) is not None
 
 

@@ -41,7 +41,6 @@ _TO = (
 )
 # from=<test@example.com>, size=309891, nrcpt=1 (queue active)
 _FROM = r"^from=<(.*)>, (?:size=(\d{1,15}), nrcpt=(\d{1,9}) \((.*)\)|status=(expired), (.*))$"
-_FIELDS = ("who", "relay", "delay", "delays", "dsn", "status")
 _SESSION = ("connect from ", "disconnect from ")
 
 
@@ -78,95 +77,38 @@ def _run(tasks: list[Task]) -> list[pl.DataFrame]:
 
 
 def _tasks(frame: pl.DataFrame) -> list[Task]:
-    """Share out lines: those with a queue id, sessions, the rest. The first letters tell most without a search."""
-    begin = frame["message"].str.head(4)
-    likely = (begin == "conn") | (begin == "disc")
-    session = likely
-    if likely.any():
-        text = frame.select(pl.when(likely).then("message")).to_series().str
-        session = (text.starts_with(_SESSION[0]) | text.starts_with(_SESSION[1])).fill_null(value=False)
-    others = frame.filter(~session)
-    queued = others["message"].str.contains(_QUEUED)
-    named = _named(others.filter(queued))
-    return [*_bodies(named), (_sessions, frame.filter(session)), *_without_queue_id(others.filter(~queued))]
-
-
-def _named(frame: pl.DataFrame) -> pl.DataFrame:
-    """Cut `queue_id: body` out of the message."""
-    at = frame["message"].str.find(": ", literal=True)
-    message = pl.col("message")
-    if frame.height and at.min() == (width := at.max()):  # ids of one length, as nearly always
-        return frame.with_columns(queue_id=message.str.head(width), body=message.str.slice(width + 2)).drop("message")
-    text, place = message.cast(pl.Binary).bin, pl.col("at").cast(pl.Int64)
-    cuts = {"queue_id": text.slice(0, place).cast(pl.String), "body": text.slice(place + 2).cast(pl.String)}
-    return frame.with_columns(at.alias("at")).with_columns(**cuts).drop("message", "at")
+    message = frame["message"].str
+    session = message.starts_with(_SESSION[0]) | message.starts_with(_SESSION[1])
+    queued = message.contains(_QUEUED)
+    named = cut(frame.lazy().filter(queued), "message", ": ", "queue_id", "body").drop("message").collect()
+    return [*_bodies(named), (_sessions, frame.filter(session)), *_without_queue_id(frame.filter(~(queued | session)))]
 
 
 def _bodies(frame: pl.DataFrame) -> list[Task]:
-    """Share out what follows the queue id, by its first letters; a reader gets no other line than its own."""
-    if not frame.height:
-        return []
-    begin = frame["body"].str.head(4)
-    shapes = (
-        (_deliveries, "to=<", "to=<"),
-        (_queueings, "from", "from=<"),
-        (_clients, "clie", "client="),
-        (_message_ids, "mess", "message-id="),
-        (_message_ids, "rese", "resent-message-id="),
-    )
-    tasks: list[Task] = []
-    removed = frame["body"] == "removed"
-    left = ~removed
-    for read, first, whole in shapes:
-        mine = begin == first
-        if not mine.any():
-            continue
-        part = frame.filter(mine)
-        if not part["body"].str.starts_with(whole).all():
-            mine = mine & frame["body"].str.starts_with(whole)
-            part = frame.filter(mine)
-        tasks.append((read, part))
-        left = left & ~mine
-    return [*tasks, (_removals, frame.filter(removed)), (rare.seldom, frame.filter(left))]
+    """Share out what follows the queue id."""
+    body = pl.col("body").str
+    kind = (
+        pl.when(body.starts_with("to=<")).then(0)
+        .when(body.starts_with("from=<")).then(1)
+        .when(body.starts_with("client=")).then(2)
+        .when(body.starts_with("message-id=") | body.starts_with("resent-message-id=")).then(3)
+        .when(pl.col("body") == "removed").then(4)
+        .otherwise(5)
+    )  # fmt: skip
+    kinds = frame.select(kind.cast(pl.UInt8)).to_series()
+    readers = (_deliveries, _queueings, _clients, _message_ids, _removals, rare.seldom)
+    return [(read, frame.filter(kinds == at)) for at, read in enumerate(readers)]
 
 
 def _deliveries(frame: pl.DataFrame) -> list[pl.LazyFrame]:
     """Read `to=<...>, ..., status=sent (...)`: by cutting, and what does not fit by a regular expression."""
     names = ("rcpt", "orig_rcpt", "relay_host", "dst_ip_raw", "delay", "dsn", "status", "status_text")
-    plain = _plain_delivery(frame)
-    fits = plain["fits"] & ~plain["status"].str.contains(", ", literal=True)
-    done = [_delivered(plain.lazy().filter(fits) if not fits.all() else plain.lazy(), whole=True)]
+    fields = _cut_delivery(frame.lazy()).collect()
+    fits = fields["fits"]
     if fits.all():
-        return done
-    fields = _cut_delivery(frame.lazy().filter(~fits)).collect()
-    odd = groups(frame.filter(~fits).lazy().filter(~fields["fits"]), pl.col("body"), _TO, *names)
-    return [*done, _delivered(fields.lazy().filter("fits"), whole=True), _delivered(odd, whole=False)]
-
-
-def _plain_delivery(frame: pl.DataFrame) -> pl.DataFrame:
-    """Cut the commonest delivery, which names neither orig_to nor conn_use; `fits` as in `_cut_delivery`."""
-    rows = cut(frame.lazy(), "body", ", ", *_FIELDS)
-    rows = rows.with_columns(
-        before=pl.sum_horizontal(pl.col(name).str.len_bytes() for name in _FIELDS[:5]).cast(pl.Int64) + 17,
-        text=pl.col("body").str.find(" (", literal=True).cast(pl.Int64),
-        at=pl.col("relay").str.find("[", literal=True).cast(pl.Int64),
-    )
-    fits = pl.all_horizontal(pl.col(name).str.starts_with(f"{name}=") for name in _FIELDS[1:])
-    fits = fits & pl.col("who").str.ends_with(">") & ~pl.col("who").str.contains('"', literal=True)
-    fits = (fits & (pl.col("text") >= pl.col("before"))).fill_null(value=False)
-    frame = rows.with_columns(fits=fits).collect()
-    width = pl.when("fits").then(pl.col("text") - pl.col("before")).otherwise(0)
-    relay, body = pl.col("relay").cast(pl.Binary).bin, pl.col("body").cast(pl.Binary).bin
-    return frame.with_columns(
-        rcpt=pl.col("who").str.slice(4).str.strip_suffix(">"),
-        orig_rcpt=pl.lit(None, pl.String),
-        relay_host=relay.slice(6, (pl.coalesce("at", relay.size().cast(pl.Int64)) - 6).clip(0)).cast(pl.String),
-        dst_ip_raw=relay.slice(pl.col("at")).cast(pl.String),
-        delay=pl.col("delay").str.slice(6),
-        dsn=pl.col("dsn").str.slice(4),
-        status=pl.col("status").cast(pl.Binary).bin.slice(7, width).cast(pl.String),
-        status_text=body.slice(pl.coalesce("text", 0) + 2).cast(pl.String).str.strip_suffix(")"),
-    )
+        return [_delivered(fields.lazy(), whole=True)]
+    odd = groups(frame.lazy().filter(~fits), pl.col("body"), _TO, *names)
+    return [_delivered(fields.lazy().filter(fits), whole=True), _delivered(odd, whole=False)]
 
 
 def _delivered(rows: pl.LazyFrame, *, whole: bool) -> pl.LazyFrame:
@@ -297,7 +239,7 @@ def _without_queue_id(frame: pl.DataFrame) -> list[Task]:
     """Share out lines without a queue id, among them those of messages that were not queued (NOQUEUE)."""
     message = frame["message"].str
     nameless, warned = message.starts_with("NOQUEUE: "), message.starts_with("warning: ")
-    tls = ~warned & message.contains("TLS connection ", literal=True)
+    tls = ~warned & (message.starts_with("TLS connection ") | message.contains(" TLS connection ", literal=True))
     ended = reduce(or_, (message.starts_with(text) for text in rare.ENDINGS))
     screen = ~warned & (frame["op_raw"] == "postscreen")
     shapes = (
