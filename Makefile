@@ -17,7 +17,7 @@ dev: .venv/dev.stamp
 	@test -x $(BIN)/python || if command -v uv >/dev/null; then uv venv -q -p $(PYTHON) .venv; else $(PYTHON) -m venv .venv; fi
 	@echo "Setting up .venv (once)" >&2
 	@if command -v uv >/dev/null; then \
-	  VIRTUAL_ENV=.venv uv pip install -q --require-hashes -r requirements.lock && VIRTUAL_ENV=.venv uv pip install -q --no-deps --no-build-isolation -e . ; \
+	  VIRTUAL_ENV=.venv uv pip install -q --compile-bytecode --require-hashes -r requirements.lock && VIRTUAL_ENV=.venv uv pip install -q --no-deps --no-build-isolation -e . ; \
 	else \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . ; \
@@ -27,7 +27,7 @@ dev: .venv/dev.stamp
 .venv/dev.stamp: requirements-dev.lock .venv/run.stamp
 	@echo "Adding the tools for tests (once)" >&2
 	@if command -v uv >/dev/null; then \
-	  VIRTUAL_ENV=.venv uv pip install -q --require-hashes -r requirements-dev.lock; \
+	  VIRTUAL_ENV=.venv uv pip install -q --compile-bytecode --require-hashes -r requirements-dev.lock; \
 	else \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
 	fi

@@ -39,8 +39,8 @@ def container_of(head: bytes) -> str:
 class Decompressed(io.RawIOBase):
     """A compressed stream, decompressed while it is read.
 
-    Several streams one after another are one. A stream that is cut or damaged ends there, and `damage` says so: what was
-    readable has been handed out. Raises RefusedError when it expands like a decompression bomb.
+    Several streams one after another are one. A stream that is cut or damaged ends there, and `damage` says so: what
+    was readable has been handed out. Raises RefusedError when it expands like a decompression bomb.
     """
 
     def __init__(self, raw: BinaryIO, kind: str) -> None:
@@ -67,7 +67,9 @@ class Decompressed(io.RawIOBase):
         buffer[: len(data)] = data
         self._out += len(data)
         if self._out > _BOMB_BYTES and self._out > _BOMB_RATIO * max(self._in, 1):
-            raise RefusedError(f"the {self._kind} stream expands more than {_BOMB_RATIO} times", "decompress it by hand")
+            raise RefusedError(
+                f"the {self._kind} stream expands more than {_BOMB_RATIO} times", "decompress it by hand"
+            )
         return len(data)
 
     def _some(self, size: int) -> bytes:
@@ -228,7 +230,7 @@ class Piece:
 def open_binary(path: str) -> BinaryIO:
     """A file or object for reading only."""
     if "://" not in path:
-        return open(path, "rb")  # noqa: SIM115 - the caller closes it
+        return open(path, "rb")
     import fsspec
 
     return cast(BinaryIO, fsspec.open(path, "rb").open())

@@ -53,8 +53,8 @@ class EvidenceRegister:
             head: first HEAD_BYTES of the content, or all of it if there are fewer.
 
         Returns:
-            evidence_id, content_bytes, path, member; evidence shorter than HEAD_BYTES is always among them, longer versions
-            of so short a log are not.
+            evidence_id, content_bytes, path, member; evidence shorter than HEAD_BYTES is always among them, longer
+            versions of so short a log are not.
         """
         same = (pl.col("head_sha256") == head_sha256(head)) | (pl.col("content_bytes") < HEAD_BYTES)
         held = self.rows().filter(same & (pl.col("status") != "refused"))

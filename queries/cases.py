@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from queries.catalogue import SEVERITIES
 from queries.findings import ENTITIES, Finding
-from queries.text import iso, plain
+from queries.text import iso
+from queries.wording import summary
 
 if TYPE_CHECKING:
     import duckdb
@@ -37,7 +38,6 @@ FEW_TENANTS = 20  # below, a share of tenants says nothing
 COMMON_SHARE = 0.05
 FEW_MAILBOXES = 3
 DECLARED = ("vendor_egress", "vendor", "corporate", "microsoft")
-STEPS = 6  # findings told in a summary
 
 Key = tuple[str, ...]
 
@@ -168,6 +168,18 @@ def _declared(con: "duckdb.DuckDBPyConnection", nets: Iterable[str]) -> set[str]
     return found
 
 
+def is_declared(con: "duckdb.DuckDBPyConnection", nets: Sequence[str]) -> bool | None:
+    """Whether networks are declared: all of them, none of them, or neither (also where only a part of one is)."""
+    rows = con.execute("select network from networks where kind in (select unnest(?))", [list(DECLARED)]).fetchall()
+    ranges = [network for (text,) in rows if (network := _network(text)) is not None]
+    within = _declared(con, nets)
+    if nets and within.issuperset(nets):
+        return True
+    found = [network for text in nets if (network := _network(text)) is not None]
+    touched = any(net.version == r.version and net.overlaps(r) for net in found for r in ranges)
+    return None if touched or not found else False
+
+
 def _network(text: str | None) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
     try:
         return ipaddress.ip_network(text or "", strict=False)
@@ -295,42 +307,10 @@ def _case(findings: Sequence[Finding], points: float, rank: int, *, shown: bool)
         severity=max((finding.severity for finding in findings), key=SEVERITIES.index),
         families=tuple(sorted({finding.family for finding in findings})),
         tactics=tuple(sorted({tactic for finding in findings for tactic in finding.tactics})),
-        summary=_summary(findings, entities),
+        summary=summary(findings, entities),
         first_seen=findings[0].first_seen,
         last_seen=max(finding.last_seen for finding in findings),
         entities=entities,
         findings=tuple(findings),
         shown=shown,
     )
-
-
-def _summary(findings: Sequence[Finding], entities: Mapping[str, tuple[str, ...]]) -> str:
-    """What happened, in order of time: who, where from, where to, how much, and why it is unusual."""
-    first, last = findings[0].first_seen, max(finding.last_seen for finding in findings)
-    who = entities["credential_ids"] or entities["principal_ids"] or entities["app_ids"]
-    kind = "credential" if entities["credential_ids"] else "principal" if entities["principal_ids"] else "application"
-    subject = f"{kind}{'s' if len(who) > 1 else ''} {plain(who)}" if who else "an unnamed caller"
-    parts = [f"From {plain(first)} to {plain(last)}, {subject}"]
-    if entities["source_networks"]:
-        parts.append(f"from {plain(entities['source_networks'])}")
-    if entities["tenant_ids"]:
-        n = len(entities["tenant_ids"])
-        parts.append(f"in {n} tenant{'s' if n > 1 else ''} ({plain(entities['tenant_ids'])})")
-    lead = " ".join(parts) + f": {len(findings)} finding{'s' if len(findings) > 1 else ''}."
-    if entities["mailboxes"]:
-        lead += f" Mailboxes concerned: {len(entities['mailboxes'])} ({plain(entities['mailboxes'])})."
-    best: dict[str, Finding] = {}
-    for finding in findings:
-        if finding.detection not in best or finding.score > best[finding.detection].score:
-            best[finding.detection] = finding
-    told = sorted(best.values(), key=lambda finding: (finding.first_seen, finding.finding_id))[:STEPS]
-    words = ["First" if place == 0 else "then" for place in range(len(told))]
-    steps = [
-        f"{word.capitalize()}, {finding.title} ({finding.detection}): {finding.explanation}"
-        for word, finding in zip(words, told, strict=True)
-    ]
-    rest = len(findings) - len(told)
-    if rest:
-        steps.append(f"{rest} more finding{'s' if rest > 1 else ''} of these kinds.")
-    rows = sum(finding.evidence.count for finding in findings)
-    return " ".join([lead, *steps, f"Evidence rows: {rows:,}."])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from queries.wording import heading
 from reports.escape import code, fence, iso, md, plain
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ _CELL = 300
 _SEVERITIES = ("critical", "high", "medium", "low", "info")
 _SERIOUS = ("critical", "high")
 _WORST = 3
-_SUBJECTS = (("credential_ids", "credential"), ("principal_ids", "principal"), ("app_ids", "application"))
 _WHO = (
     ("Tenants", "tenant_ids"),
     ("Credentials", "credential_ids"),
@@ -132,7 +132,8 @@ def _view(m: Material) -> dict[str, Any]:
         "window_text": f"{_when(window['from'])} to {_when(window['to'])} UTC",
         "lead": _lead(m, cases),
         "worst": [
-            {"rank": c["rank"], "severity": c["severity"], "text": _told(c), "sign": _sign(c)} for c in _serious(cases)
+            {"rank": c["rank"], "severity": c["severity"], "text": c["heading"] + ".", "sign": c["summary"]}
+            for c in _serious(cases)
         ],
         "concerned": _concerned(cases),
         "bounds": _bounds(m),
@@ -164,19 +165,12 @@ def _case(case: Mapping[str, Any], m: Material) -> dict[str, Any]:
         if shown is not None and shown[0].height:
             rows = _table(shown[0]) | {"shown": shown[0].height, "total": f"{shown[1]:,}"}
         findings.append({**finding, "meta": m.detections[finding["detection"]], "rows": rows})
-    titles = list(dict.fromkeys(f["title"] for f in sorted(findings, key=_by_score)))
-    more = len(titles) - 1
-    heading = titles[0] + (f", and {more} more kind{'s' if more > 1 else ''} of finding" if more else "")
     who = [(name, case["entities"][key]) for name, key in _WHO if case["entities"].get(key)]
     used = list(dict.fromkeys(f["detection"] for f in findings))
     kinds = [
         {"id": i, **m.detections[i], "title": next(f["title"] for f in findings if f["detection"] == i)} for i in used
     ]
-    return {**case, "heading": heading, "findings": findings, "who": who, "kinds": kinds}
-
-
-def _by_score(finding: Mapping[str, Any]) -> tuple[float, str, str]:
-    return -finding["score"], finding["first_seen"], finding["finding_id"]
+    return {**case, "heading": heading(case), "findings": findings, "who": who, "kinds": kinds}
 
 
 def _steps(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -245,33 +239,6 @@ def _lead(m: Material, cases: Sequence[Mapping[str, Any]]) -> str:
         return f"{ran} ran over the logs {span} and found nothing. This is no all-clear: see what the logs cannot say."
     spread = ", ".join(f"{n} {s}" for s in _SEVERITIES if (n := sum(c["severity"] == s for c in cases)))
     return f"{ran} ran over the logs {span}. Result: {_count(len(cases), 'case')} ({spread})."
-
-
-def _told(case: Mapping[str, Any]) -> str:
-    """A case in one sentence: when, who, from where, against whom."""
-    named = case["entities"]
-    day, last = case["first_seen"][:10], case["last_seen"][:10]
-    subject = next((_named(noun, named[key]) for key, noun in _SUBJECTS if named[key]), "a caller without a name")
-    sources = named["source_networks"] or named["source_ips"]
-    parts = [
-        f"On {day}" if day == last else f"From {day} to {last}",
-        f", {subject} used" + (f" from {_listed(sources, 3)}" if sources else ""),
-        f" against {_named('tenant', named['tenant_ids'])}" if named["tenant_ids"] else "",
-        f"; {_named('mailbox', named['mailboxes'], 'mailboxes')} concerned" if named["mailboxes"] else "",
-    ]
-    what = "; ".join(k["title"][:1].lower() + k["title"][1:] for k in case["kinds"])
-    return f"{''.join(parts)}. Found: {what}."
-
-
-def _named(noun: str, values: Sequence[str], many: str | None = None) -> str:
-    """One by its name, several by their number."""
-    return f"{noun} {_listed(values, 1)}" if len(values) == 1 else _count(len(values), noun, many)
-
-
-def _sign(case: Mapping[str, Any]) -> str:
-    """The finding that weighs most, in words."""
-    strongest = min(case["findings"], key=_by_score)
-    return f"The strongest sign ({strongest['detection']}): {strongest['explanation']}"
 
 
 def _concerned(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -66,6 +66,8 @@ def show_cases(answer: dict[str, Any]) -> None:
 def _show_case(case: dict[str, Any]) -> None:
     from rich.text import Text
 
+    from queries.wording import heading
+
     console = stdout()
     head = Text.assemble((f"{case['rank']}. ", "bold"))
     head.append(f" {case['severity']} ", style="reverse " + _SEVERITY_STYLE[case["severity"]])
@@ -74,6 +76,8 @@ def _show_case(case: dict[str, Any]) -> None:
     )
     head.append(case["case_id"], style="dim")
     console.print(head)
+    _indented("", plain(heading(case)), "bold", text_style="bold")
+    _indented("", plain(case["summary"]), "")
     for name, key in _WHO:
         values = case["entities"][key]
         if values and not (key == "principal_ids" and case["entities"]["credential_ids"]):
@@ -81,8 +85,8 @@ def _show_case(case: dict[str, Any]) -> None:
             _indented(f"{name:<13}", f"{', '.join(map(plain, values[:_NAMED]))}{more}", "dim")
     for detection, findings in _by_detection(case["findings"]):
         strongest = max(findings, key=lambda f: f["score"])
-        times = f" ({len(findings)} findings). The strongest:" if len(findings) > 1 else "."
-        _indented(f"{detection:<13}", f"{plain(strongest['title'])}{times} {plain(strongest['explanation'])}", "cyan")
+        more = f"{len(findings)} findings, the strongest: " if len(findings) > 1 else ""
+        _indented(f"{detection:<13}", f"{more}{plain(strongest['explanation'])}", "cyan")
     console.print()
 
 
@@ -94,14 +98,14 @@ def _by_detection(findings: list[dict[str, Any]]) -> "Iterable[tuple[str, list[d
     return groups.items()
 
 
-def _indented(label: str, text: str, style: str) -> None:
+def _indented(label: str, text: str, style: str, text_style: str = "") -> None:
     """A label, and text that is wrapped beside it."""
     from rich.cells import cell_len
     from rich.text import Text
 
     console = stdout()
     room = max(20, console.width - 4 - cell_len(label))
-    for number, line in enumerate(Text(text).wrap(console, room)):
+    for number, line in enumerate(Text(text, style=text_style).wrap(console, room)):
         line.rstrip()
         head = ("    " + (label if number == 0 else " " * cell_len(label)), style)
         console.print(Text.assemble(head, line), soft_wrap=True)
@@ -124,13 +128,16 @@ def _show_limits(limits: list[str]) -> None:
 
 def page(answer: dict[str, Any]) -> str:
     """A hunt as Markdown; what came from logs is escaped."""
+    from queries.wording import heading
     from reports.escape import md
 
     window = answer["window"]
     lines = [f"# Hunt {md(answer['run_id'])}", "", f"Window {_when(window['from'])} to {_when(window['to'])} UTC.", ""]
     for case in answer["cases"]:
         lines += [
-            f"## {case['rank']}. {case['severity']}, score {case['score']:.0f}, {case['case_id']}",
+            f"## {case['rank']}. {md(heading(case))}",
+            "",
+            f"{case['severity']}, score {case['score']:.0f}, {case['case_id']}",
             "",
             md(case["summary"]),
             "",

@@ -66,16 +66,14 @@ def _stale(archive: Archive, table: Derived, versions: dict[str, int], *, everyt
 
 
 def _affected(changed: Iterable[date], table: Derived) -> set[date]:
-    """A change on one day is felt by the month, or by that day and the next: a session may have begun before midnight."""
+    """A change is felt by the month, or by its day and the next: a session may have begun before midnight."""
     if table.period == "month":
         return {d.replace(day=1) for d in changed}
     return {d + timedelta(days=n) for d in changed for n in (0, 1)}
 
 
 def _build(readers: dict[str, Reader], table: Derived, day: date) -> pl.DataFrame:
-    if table.period == "month":
-        wanted = [day + timedelta(days=n) for n in range(31)]
-    else:
-        wanted = [day - timedelta(days=1), day]
+    days = range(31) if table.period == "month" else (-1, 0)
+    wanted = [day + timedelta(days=n) for n in days]
     inputs = {s: read(None if contract(s).kind == "reference" else wanted) for s, read in readers.items()}
     return table.build(day, inputs).collect(engine="streaming")

@@ -1,10 +1,7 @@
 """Evidence into the archive: examine, read, stage, validate, commit; each piece once, whatever happens in between."""
 
 import fnmatch
-import getpass
 import json
-import os
-import socket
 import time
 import uuid
 from collections import deque
@@ -17,12 +14,13 @@ from typing import Any
 import polars as pl
 
 from archive import evidence
-from archive.register import head_sha256
-from archive.store import Archive, Staged
+from archive.parquet import Staged
+from archive.store import Archive
 from data_contracts import contract, gate
 from data_contracts.errors import GatehoundError
 from flows.pipeline.reading import EVENT_TABLES, Block, How, Run, Source, check, examine, excerpts, read, summary
 from flows.pipeline.references import load_references
+from flows.pipeline.registering import register_row, totals
 from transforms.enrich import References
 
 _ROWS_A_STAGE = 500_000  # rows of all tables that are held before they are written
@@ -43,15 +41,23 @@ class Options:
     strict: bool = False
 
     def for_piece(self, label: str) -> How:
-        """How a piece was collected: the first row of collection.csv whose path or pattern fits, then the caller's word."""
+        """How a piece was collected: the first row of collection.csv whose pattern fits, then the caller's word."""
         how = self.how
         for row in self.collection.iter_rows(named=True) if self.collection is not None else ():
-            pattern = str(row["path"])
-            if label == pattern or label.endswith("/" + pattern) or fnmatch.fnmatch(label, pattern) or fnmatch.fnmatch(label, "*/" + pattern):
+            if _fits(label, str(row["path"])):
                 return How(
-                    how.format, row["tz"] or how.tz, row["year"] or how.year, row["host"] or how.host, row["tenant_id"] or how.tenant_id
-                )  # fmt: skip
+                    format=how.format,
+                    tz=row["tz"] or how.tz,
+                    year=row["year"] or how.year,
+                    host=row["host"] or how.host,
+                    tenant_id=row["tenant_id"] or how.tenant_id,
+                )
         return how
+
+
+def _fits(label: str, pattern: str) -> bool:
+    """Whether a path, given whole or from some folder on, is or matches a pattern."""
+    return label.endswith("/" + pattern) or any(fnmatch.fnmatchcase(label, p) for p in (pattern, "*/" + pattern))
 
 
 @dataclass(slots=True)
@@ -105,7 +111,7 @@ class Ingest:
     def __init__(self, archive: Archive, options: Options, tell: Tell | None = None) -> None:
         self.archive = archive
         self.options = options
-        self.tell = tell or (lambda what, size: None)
+        self.tell = tell or (lambda _what, _size: None)
         self.run_id = uuid.uuid4().hex[:16]
         self.at = datetime.now(UTC)
         self.refs: References = load_references(archive)
@@ -266,7 +272,11 @@ class Ingest:
         label = f"{self.run_id}-{batch.sources[0].evidence_id[:12]}"
         for table, staged in batch.staged.items():
             result = gate.validate(
-                table, self.archive.uris(staged), out_dir=self.archive.validation_dir, filesystem=self.archive.filesystem, label=label
+                table,
+                self.archive.uris(staged),
+                out_dir=self.archive.validation_dir,
+                filesystem=self.archive.filesystem,
+                label=label,
             )
             if not result.success:
                 failures.extend(result.failures)
@@ -296,12 +306,16 @@ class Ingest:
     def _refuse(self, source: Source) -> None:
         source.status = "refused"
         self.finished.append(source)
-        self.archive.record_evidence([self._row(source)])
-        self.archive.custody("refuse", {"path": source.piece.label, "sha256": source.evidence_id, "reason": source.reason})
+        self.archive.record_evidence([register_row(source, self.run_id, self.at)])
+        self.archive.custody(
+            "refuse", {"path": source.piece.label, "sha256": source.evidence_id, "reason": source.reason}
+        )
 
     def _refuse_unread(self, piece: evidence.Piece, error: Exception) -> None:
         fact = error.fact if isinstance(error, GatehoundError) else f"{piece.label}: {error}"
-        nothing = evidence.Identity("0" * 64, "0" * 64, 0, "none", b"", b"", ends_with_newline=True, damage=None, prefixes={})
+        nothing = evidence.Identity(
+            "0" * 64, "0" * 64, 0, "none", b"", b"", ends_with_newline=True, damage=None, prefixes={}
+        )
         source = Source(piece, How(), nothing, "refused", fact)
         self.finished.append(source)
         self.archive.custody("refuse", {"path": piece.label, "reason": fact})
@@ -317,84 +331,19 @@ class Ingest:
         for source in batch.sources:
             if not source.counts.add_up():
                 raise AssertionError(f"{source.piece.label}: the counts do not add up: {summary(source)}")
-        self.archive.record_evidence([self._row(s) for s in batch.sources])
+        self.archive.record_evidence([register_row(s, self.run_id, self.at) for s in batch.sources])
         for source in batch.sources:
             entry = summary(source)
-            self.archive.custody("ingest", {k: entry[k] for k in ("path", "sha256", "bytes", "format", "status", "records")})
-
-    def _row(self, source: Source) -> dict[str, Any]:
-        """The register's row of a piece."""
-        c, identity, ctx = source.counts, source.identity, source.ctx
-        refused = source.status == "refused"
-        return {
-            "evidence_id": source.evidence_id, "date": self.at.date(), "path": source.piece.path, "member": source.piece.member,
-            "container": identity.container, "file_sha256": identity.file_sha256, "file_bytes": source.piece.file_bytes,
-            "content_bytes": identity.content_bytes, "head_sha256": head_sha256(identity.head), "ends_with_newline": identity.ends_with_newline,
-            "file_mtime": source.piece.mtime, "format": source.format,
-            "format_reason": source.choice.match.reason if source.choice else None,
-            "status": source.status, "reason": source.reason, "grown_from": source.grown_from, "resumed_offset": source.resumed_offset,
-            "host": source.how.host, "tenant_id": source.how.tenant_id, "tz": ctx.tz if ctx else None,
-            "tz_basis": ctx.tz_basis if ctx else None, "year": ctx.year if ctx else None, "year_basis": ctx.year_basis if ctx else None,
-            "records": c.records, "events": 0 if refused else sum(c.events.values()),
-            **{t: 0 if refused else c.events[t] for t in EVENT_TABLES},
-            "continuations": c.continuations, "ignored": sum(c.ignored.values()), "duplicates": c.duplicates,
-            "quarantined": sum(c.quarantined.values()), "ignored_reasons": json.dumps(dict(sorted(c.ignored.items()))),
-            "quarantined_reasons": json.dumps(dict(sorted(c.quarantined.items()))), "first_ts": c.first_ts, "last_ts": c.last_ts,
-            "tool_version": tool_version(), "ingested_at": self.at, "ingested_by": _who(), "run_id": self.run_id,
-            "validation": None if refused else "validation",
-        }  # fmt: skip
+            self.archive.custody(
+                "ingest", {k: entry[k] for k in ("path", "sha256", "bytes", "format", "status", "records")}
+            )
 
     def _answer(self) -> dict[str, Any]:
         entries = [summary(s) for s in self.finished]
         return {"evidence": entries, "totals": totals(entries), "archive_version": self.archive.versions()}
 
 
-def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sums of the counts of all pieces that were read now."""
-    read_now = [e for e in entries if e["status"] in ("committed", "grown")]
-
-    def merged(key: str) -> dict[str, int]:
-        names = sorted({n for e in read_now for n in e[key]})
-        return {n: sum(e[key].get(n, 0) for e in read_now) for n in names}
-
-    statuses = ("committed", "grown", "known", "refused")
-    return {
-        "files": len(entries),
-        **{status: sum(e["status"] == status for e in entries) for status in statuses},
-        "bytes": sum(e["bytes"] for e in read_now),
-        "records": sum(e["records"] for e in read_now),
-        "events": merged("events"),
-        "continuations": sum(e["continuations"] for e in read_now),
-        "ignored": merged("ignored"),
-        "duplicates": sum(e["duplicates"] for e in read_now),
-        "quarantined": merged("quarantined"),
-        "first_ts": min((e["first_ts"] for e in read_now if e["first_ts"]), default=None),
-        "last_ts": max((e["last_ts"] for e in read_now if e["last_ts"]), default=None),
-    }
-
-
 def _may_be_versions(source: Source, others: list[Source]) -> bool:
     """Whether one of some pieces begins as a piece does."""
     head = source.identity.head
     return any(s.identity.head.startswith(head) or head.startswith(s.identity.head) for s in others)
-
-
-def tool_version() -> str:
-    """Version of gatehound."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("gatehound")
-    except PackageNotFoundError:
-        return "0"
-
-
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
-
-
-

@@ -12,7 +12,7 @@ from archive.store import Archive
 from data_contracts.errors import UsageError
 from flows.pipeline.drawing import pictures_of
 from flows.pipeline.hunting import hunt_archive, told
-from flows.pipeline.ingesting import tool_version
+from flows.pipeline.registering import tool_version
 from reports import exports, incident
 
 if TYPE_CHECKING:

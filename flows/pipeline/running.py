@@ -8,18 +8,28 @@ import polars as pl
 from archive.store import Archive
 from data_contracts.errors import UsageError
 from flows.pipeline.deriving import refresh
-from flows.pipeline.ingesting import Ingest, Options, totals
+from flows.pipeline.ingesting import Ingest, Options
 from flows.pipeline.reading import How
 from flows.pipeline.references import read_table
+from flows.pipeline.registering import totals
 
 Tell = Callable[[str, int], None]
 
 
-def ingest_paths(  # noqa: PLR0917 - keyword arguments of the command line
-    archive: str, paths: list[str], *, collection: str | None = None, format: str | None = None, tz: str | None = None,  # noqa: A002
-    year: int | None = None, host: str | None = None, tenant: str | None = None, strict: bool = False, dask: str | None = None,
+def ingest_paths(
+    archive: str,
+    paths: list[str],
+    *,
+    collection: str | None = None,
+    format: str | None = None,  # noqa: A002 - the option's name
+    tz: str | None = None,
+    year: int | None = None,
+    host: str | None = None,
+    tenant: str | None = None,
+    strict: bool = False,
+    dask: str | None = None,
     tell: Tell | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Ingests evidence and brings the derived tables up to date.
 
     Args:
@@ -46,7 +56,7 @@ def ingest_paths(  # noqa: PLR0917 - keyword arguments of the command line
     options = Options(sheet, How(format, tz, year, host, tenant), strict)
     answer = _on_dask(archive, paths, options, dask) if dask else Ingest(opened, options, tell).run(paths)
     opened = Archive.open(archive)
-    refresh(opened, lambda table, days: tell(f"derive {table}", 0) if tell else None)
+    refresh(opened, lambda table, _days: tell(f"derive {table}", 0) if tell else None)
     answer["archive_version"] = opened.versions()
     return answer
 
@@ -61,7 +71,9 @@ def _check_zone(tz: str | None) -> None:
     try:
         ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise UsageError(f"{tz}: no such time zone", "an IANA name such as Europe/London, or an offset such as +02:00") from error
+        raise UsageError(
+            f"{tz}: no such time zone", "an IANA name such as Europe/London, or an offset such as +02:00"
+        ) from error
 
 
 def ingest_one(archive: str, path: str, options: Options) -> dict[str, Any]:

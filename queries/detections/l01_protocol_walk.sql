@@ -1,13 +1,13 @@
 /*---
 id = "L01"
-title = "One new source walks the protocols"
+title = "One new network uses several protocols of a tenant"
 hypothesis = "Whoever holds several stolen service credentials tries them one after the other from one place."
 family = "lateral_movement"
 severity = "high"
 tables = ["context_days", "first_seen", "credentials", "bindings", "networks", "tenants"]
 needs = ["context_days"]
 identity = ["tenant_id", "source", "first_day"]
-explanation = "{source} ({source_networks}), new to tenant {tenant_id}, reached {n_ok} protocol(s) with success ({path}) and tried {n_protocols} in all within {hours} hours, as {who}. {remark}"
+explanation = "{source_networks:Nets}, new to tenant {tenant_id}, reached {path:protocols} within {hours:count hour}[ and tried {n_refused:some more protocol} in vain], as {actor_ids:names}: {first_seen:span}, {n_ops:count operation}[ on {n_items:some item}].[ {remark}]"
 false_positives = [
   "set-up of the integrations of a new tenant: all protocols on one day",
   "a new branch office or a migration of the integration server",
@@ -26,61 +26,27 @@ runbook = [
   "`outcome`: count the refused attempts of the same `src_net` in the 30 days before the first success",
 ]
 
-[[attack]]
-technique = "T1021.007"
-name = "Cloud Services"
-tactics = ["lateral-movement"]
+attack = [
+  { technique = "T1021.007", name = "Cloud Services", tactics = ["lateral-movement"] },
+  { technique = "T1078", name = "Valid Accounts", tactics = ["initial-access", "persistence", "privilege-escalation", "defense-evasion"] },
+  { technique = "T1087", name = "Account Discovery", tactics = ["discovery"] },
+]
 
-[[attack]]
-technique = "T1078"
-name = "Valid Accounts"
-tactics = ["initial-access", "persistence", "privilege-escalation", "defense-evasion"]
-
-[[attack]]
-technique = "T1087"
-name = "Account Discovery"
-tactics = ["discovery"]
-
-[[parameters]]
-name = "baseline_days"
-default = 90
-help = "days before the first use that count as history, at most"
-
-[[parameters]]
-name = "min_active_days"
-default = 21
-help = "distinct active days that a tenant must have before the source appears"
-
-[[parameters]]
-name = "fast_hours"
-default = 72
-help = "hours within which a walk counts in full"
-
-[[parameters]]
-name = "slow_days"
-default = 30
-help = "days within which a slow walk still counts"
-
-[[parameters]]
-name = "new_tenant_days"
-default = 30
-help = "days after onboarding in which a walk is set-up work rather than an intrusion"
-
-[[parameters]]
-name = "max_change_rate"
-default = 0.05
-help = "new networks a day above which a sign-in with its own interface from a new one is ordinary"
+parameters = [
+  { name = "baseline_days", default = 90, help = "days before the first use that count as history, at most" },
+  { name = "min_active_days", default = 21, help = "distinct active days that a tenant must have before the source appears" },
+  { name = "fast_hours", default = 72, help = "hours within which a walk counts in full" },
+  { name = "slow_days", default = 30, help = "days within which a slow walk still counts" },
+  { name = "new_tenant_days", default = 30, help = "days after onboarding in which a walk is set-up work rather than an intrusion" },
+  { name = "max_change_rate", default = 0.05, help = "new networks a day above which a sign-in with its own interface from a new one is ordinary" },
+]
 
 [evidence]
 table = "access_events"
 where = ""
 time = ["first_seen", "last_seen"]
 follow_sessions = true
-
-[evidence.match]
-tenant_id = "tenant_id"
-"coalesce(principal_id, app_id)" = "actor_ids"
-src_net = "source_networks"
+match = { tenant_id = "tenant_id", "coalesce(principal_id, app_id)" = "actor_ids", src_net = "source_networks" }
 ---*/
 with held_credentials as (
     select lower(credential_id) as credential_id from credentials
@@ -105,8 +71,8 @@ service_use as (
         and src_net is not null
         and (
             principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select credential_id from held_credentials)
-            or principal_id in (select principal_id from held_principals)
+            or credential_id in (select h.credential_id from held_credentials as h)
+            or principal_id in (select h.principal_id from held_principals as h)
         )
 ),
 
@@ -135,7 +101,7 @@ known_longer as (
         and first_ts < cast($window_from as date) - cast($baseline_days as integer)
         and n_days > 0
         and entity_type = 'credential'
-        and entity_id in (select credential_id from held_credentials)
+        and entity_id in (select h.credential_id from held_credentials as h)
         and attr_type in ('src_net', 'src_asn')
 ),
 
@@ -153,9 +119,9 @@ new_nets as (
     from first_nets as n
     left join first_asns as a on n.tenant_id = a.tenant_id and n.src_asn = a.src_asn
     left join known_longer as ka
-        on n.tenant_id = ka.tenant_id and ka.attr_type = 'src_asn' and ka.attr_value = cast(n.src_asn as varchar)
+        on n.tenant_id = ka.tenant_id and ka.attr_type = 'src_asn' and cast(n.src_asn as varchar) = ka.attr_value
     left join known_longer as kn
-        on n.tenant_id = kn.tenant_id and kn.attr_type = 'src_net' and kn.attr_value = n.src_net
+        on n.tenant_id = kn.tenant_id and kn.attr_type = 'src_net' and n.src_net = kn.attr_value
     where n.first_ts >= $window_from and kn.attr_value is null
 ),
 
@@ -234,16 +200,10 @@ declared_nets as (
         and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
         and if(
             n.is_ipv6,
-            (coalesce(try_cast('0x' || nullif(n.parts[1], '') as bigint), 0) * 4294967296
-                + coalesce(try_cast('0x' || nullif(n.parts[2], '') as bigint), 0) * 65536
-                + coalesce(try_cast('0x' || nullif(n.parts[3], '') as bigint), 0)) >> (48 - r.prefix)
-            = (coalesce(try_cast('0x' || nullif(r.parts[1], '') as bigint), 0) * 4294967296
-                + coalesce(try_cast('0x' || nullif(r.parts[2], '') as bigint), 0) * 65536
-                + coalesce(try_cast('0x' || nullif(r.parts[3], '') as bigint), 0)) >> (48 - r.prefix),
-            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256
-                + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
-            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256
-                + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
+            try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint) >> (48 - r.prefix)
+            = try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint) >> (48 - r.prefix),
+            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
+            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
         )
     group by n.src_net
 ),
@@ -261,7 +221,7 @@ actor_histories as (
     from (select distinct tenant_id, source, arrived_at, coalesce(principal_id, app_id) as actor_id from new_use) as n
     inner join service_use as u
         on n.tenant_id = u.tenant_id and n.actor_id = coalesce(u.principal_id, u.app_id)
-        and u.first_ts < n.arrived_at and u.outcome = 'success'
+        and n.arrived_at > u.first_ts and u.outcome = 'success'
     group by n.tenant_id, n.source, n.actor_id
 ),
 
@@ -319,16 +279,23 @@ weighed as (
     left join tenants as t on d.tenant_id = t.tenant_id
 )
 
-select tenant_id, source, cast(first_seen as date) as first_day, first_seen, last_seen, path, n_protocols, n_ok, n_legs, hours,
+select tenant_id, source, cast(first_seen as date) as first_day, first_seen, last_seen, path, n_protocols, n_ok, n_protocols - n_ok as n_refused, n_legs,
+    hours,
     list_distinct(list_concat(coalesce(principal_ids, []), coalesce(app_ids, []))) as who,
     concat_ws(
         ' ',
-        if(is_one_integration, 'Sign-in and interface of the same application count as one step.', null),
-        if(is_declared, 'The network is declared.', null),
-        if(is_wide, 'The source is new at many tenants at once, with known clients: ask the vendor about a change of egress.', null),
+        if(is_one_integration, 'A sign-in and the interface that it opens count as one step.', null),
+        case
+            when is_wide and is_declared
+                then 'This looks like a change of the vendor''s egress: declared network, known clients, many tenants at once.'
+            when is_wide then 'Many tenants show it at once, with known clients: ask the vendor about a change of egress.'
+            when is_declared and not coalesce(is_new_client, false) then 'No new client was seen.'
+            when is_declared then 'The network is declared, but a client is new.'
+            when is_new_client then 'A client is new as well.'
+        end,
         if(is_known_to_users, 'Users of the tenant were seen there before.', null),
         if(is_new_tenant, 'The tenant was onboarded shortly before.', null),
-        if(is_fast, null, 'The walk was slow.')
+        if(is_fast, null, 'The steps lie days apart.')
     ) as remark,
     credential_ids, principal_ids, actor_ids, app_ids, source_networks, source_asns, client_fps, n_ops, n_items, is_declared,
     case

@@ -2,14 +2,14 @@
 
 ---
 id = "M01"
-title = "Mailbox fan-out burst"
+title = "Many mailboxes of others opened"
 hypothesis = "Whoever holds a credential that opens many mailboxes opens many of them."
 family = "mailbox_access"
 severity = "high"
-tables = ["edge_days", "mailboxes", "tenants"]
+tables = ["edge_days", "mailboxes", "tenants", "networks"]
 needs = ["edge_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
-explanation = "{actor_id} opened {n_mailboxes} mailboxes of others, {most_a_day} on a day. {details} Normal: {normal}."
+explanation = "{actor_id:Name} opened {n_mailboxes:count mailbox/mailboxes} of others[ in tenant {tenant_id}] {first_seen:span}[ from {source_networks:nets}]: {n_ops:ops}[ on {n_items:some item}][, {n_bytes:size}][, {n_sync_folders:some folder} synchronised][; {most_later} on the busiest of {n_days} days]. {normal}"
 false_positives = [
   "a backup, archiving, migration or eDiscovery product that begins its work",
   "an administrator who sets permissions on many mailboxes",
@@ -28,65 +28,27 @@ runbook = [
   "`change_events.op`: look for consent, role or permission changes for the actor in the 30 days before the burst",
 ]
 
-[[attack]]
-technique = "T1114.002"
-name = "Remote Email Collection"
-tactics = ["collection"]
+attack = [
+  { technique = "T1114.002", name = "Remote Email Collection", tactics = ["collection"] },
+  { technique = "T1119", name = "Automated Collection", tactics = ["collection"] },
+]
 
-[[attack]]
-technique = "T1119"
-name = "Automated Collection"
-tactics = ["collection"]
-
-[[parameters]]
-name = "baseline_days"
-default = 90
-help = "days before a day that count as the actor's history, at most"
-
-[[parameters]]
-name = "rate_days"
-default = 28
-help = "days before a day from which mean and variance are taken"
-
-[[parameters]]
-name = "min_history_days"
-default = 7
-help = "days since the actor (and the tenant) first appeared from which there is a history"
-
-[[parameters]]
-name = "min_mailboxes"
-default = 6
-help = "mailboxes a day below which nothing is reported"
-
-[[parameters]]
-name = "lift"
-default = 3.0
-help = "how many times the actor's own 99th percentile a day must reach"
-
-[[parameters]]
-name = "floor_without_history"
-default = 10
-help = "mailboxes a day that an actor without history must reach"
-
-[[parameters]]
-name = "false_discovery_rate"
-default = 0.05
-help = "level of Benjamini and Hochberg's procedure over the actors of a day"
-
-[[parameters]]
-name = "many"
-default = 100
-help = "mailboxes from which a burst is critical"
+parameters = [
+  { name = "baseline_days", default = 90, help = "days before a day that count as the actor's history, at most" },
+  { name = "rate_days", default = 28, help = "days before a day from which mean and variance are taken" },
+  { name = "min_history_days", default = 7, help = "days since the actor (and the tenant) first appeared from which there is a history" },
+  { name = "min_mailboxes", default = 6, help = "mailboxes a day below which nothing is reported" },
+  { name = "lift", default = 3.0, help = "how many times the actor's own 99th percentile a day must reach" },
+  { name = "floor_without_history", default = 10, help = "mailboxes a day that an actor without history must reach" },
+  { name = "false_discovery_rate", default = 0.05, help = "level of Benjamini and Hochberg's procedure over the actors of a day" },
+  { name = "many", default = 100, help = "mailboxes from which a burst is critical" },
+]
 
 [evidence]
 table = "access_events"
 where = "mailbox_id is not null and outcome <> 'failure' and coalesce(logon_type, '') <> 'owner'"
 time = ["first_seen", "last_seen"]
-
-[evidence.match]
-tenant_id = "tenant_ids"
-"coalesce(principal_id, app_id)" = "actor_id"
-src_net = "evidence_networks"
+match = { tenant_id = "tenant_ids", "coalesce(principal_id, app_id)" = "actor_id", src_net = "evidence_networks" }
 ---
 
 The count of distinct mailboxes of an actor and day is judged by the negative binomial with shrunk, inflated dispersion
@@ -102,7 +64,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from queries.cases import is_declared
 from queries.statistics import benjamini_hochberg, nb_tail, pooled_dispersion
+from queries.text import count
 
 if TYPE_CHECKING:
     import duckdb
@@ -337,7 +301,9 @@ def _runs(
                     last = later
             days = [d for d in range(day, last + 1) if panel[row, d] >= least]
             normal = (
-                f"at most {usual:.0f} a day in the {before.size} days before" if known else "no history of this actor"
+                f"In {count(before.size, 'day')} before it opened at most {usual:.0f} a day."
+                if known
+                else f"It was first seen less than {params['min_history_days']} days before."
             )
             runs.append({
                 "tenant_key": who["tenant_key"], "actor_id": who["actor_id"], "kind": "burst" if known else "new_actor",
@@ -360,7 +326,8 @@ def _network_runs(days: pl.DataFrame, known: list[dict[str, Any]]) -> list[dict[
             "tenant_key": tenant, "actor_id": actor, "kind": "new_network", "source": net,
             "first_day": group["date"].min(), "last_day": group["date"].max(), "n_days": group.height,
             "most_a_day": int(group["n"].max()),  # type: ignore[arg-type]
-            "normal": f"{group['n_nets'][0]} network(s) on {group['n_history'][0]} active days before, never this one",
+            "normal": f"In {group['n_history'][0]} active days before it used "
+            f"{count(group['n_nets'][0], 'other network')}, never this one.",
             "confidence": 0.9,
         })  # fmt: skip
     return runs
@@ -393,7 +360,9 @@ def _described(
         impact.alias("impact"),
         pl.when(pl.col("tenant_key") == "").then(None).otherwise("tenant_key").alias("tenant_id"),
         pl.concat_list("actor_id").alias("principal_ids"),
-        pl.format("In all {} operations on {} items, on {} day(s).", "n_ops", "n_items", "n_days").alias("details"),
+        pl.when(pl.col("n_days") > 1).then("most_a_day").alias("most_later"),
         pl.when(pl.col("source") == "").then(None).otherwise(pl.concat_list("source")).alias("evidence_networks"),
     )
+    declared = [is_declared(con, nets or []) for nets in found["source_networks"].to_list()]
+    found = found.with_columns(pl.Series("is_declared_net", declared, pl.Boolean))
     return found.drop("burst", "tenant_key").sort("first_seen", "tenant_id", "actor_id", "source")

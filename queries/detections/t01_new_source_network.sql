@@ -1,15 +1,15 @@
 /*---
 id = "T01"
-title = "New source network for a service credential"
+title = "Service credential used from a new network"
 hypothesis = "A stolen key is used from a place where the key has never been."
 family = "tenant_connection"
 severity = "high"
 tables = ["context_days", "first_seen", "credentials", "bindings", "networks"]
 needs = ["context_days"]
 identity = ["entity_kind", "entity_tenant", "entity_id", "source", "first_day"]
-explanation = "{who} signed in from {source} ({source_networks}), first at {first_seen}: {n_ops} operations on {n_tenants} tenant(s) by {protocols}. In {n_active_days} active days before, it had never been there; it shows a new source on about {share_new_days} of its days (surprise {surprise}). Class: {class}."
+explanation = "{entity_id:Name} was used from {source_networks:nets} for the first time: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ at {tenant_ids:tenants}]. In {n_active_days:count active day} before it had never been used from there; it shows a new source on about {p_new:one_in}.[ {remark}]"
 false_positives = [
-  "the vendor opens a new egress range: look at the class, at the number of tenants and at the vendor's notice",
+  "the vendor opens a new egress range: look whether the network is declared, how many tenants show it, and whether the vendor announced it",
   "a disaster-recovery test or a move of the integration to another region",
   "IPv6 or NAT64 is switched on for the same machines",
 ]
@@ -26,52 +26,25 @@ runbook = [
   "`client_fp`: compare the client of the new source with that of the 90 days before",
 ]
 
-[[attack]]
-technique = "T1078.004"
-name = "Cloud Accounts"
-tactics = ["initial-access", "persistence", "privilege-escalation", "defense-evasion"]
+attack = [
+  { technique = "T1078.004", name = "Cloud Accounts", tactics = ["initial-access", "persistence", "privilege-escalation", "defense-evasion"] },
+  { technique = "T1199", name = "Trusted Relationship", tactics = ["initial-access"] },
+]
 
-[[attack]]
-technique = "T1199"
-name = "Trusted Relationship"
-tactics = ["initial-access"]
-
-[[parameters]]
-name = "baseline_days"
-default = 90
-help = "days before the first use that count as history, at most"
-
-[[parameters]]
-name = "min_active_days"
-default = 21
-help = "distinct active days that an entity must have before its first use of the source"
-
-[[parameters]]
-name = "burn_in_days"
-default = 14
-help = "first days of a history, in which every source is new"
-
-[[parameters]]
-name = "settle_days"
-default = 14
-help = "last days of a history that are left out of the entity's own rate of new sources, so that an actor who keeps changing sources does not make that normal"
-
-[[parameters]]
-name = "min_surprise"
-default = 1.5
-help = "-log10 of the entity's own daily probability of a new source; lowered to what a short history can reach"
+parameters = [
+  { name = "baseline_days", default = 90, help = "days before the first use that count as history, at most" },
+  { name = "min_active_days", default = 21, help = "distinct active days that an entity must have before its first use of the source" },
+  { name = "burn_in_days", default = 14, help = "first days of a history, in which every source is new" },
+  { name = "settle_days", default = 14, help = "last days of a history that are left out of the entity's own rate of new sources, so that an actor who keeps changing sources does not make that normal" },
+  { name = "min_surprise", default = 1.5, help = "-log10 of the entity's own daily probability of a new source; lowered to what a short history can reach" },
+]
 
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"
 time = ["first_seen", "last_seen"]
 follow_sessions = true
-
-[evidence.match]
-tenant_id = "tenant_ids"
-"coalesce(credential_id, '')" = "evidence_credentials"
-"coalesce(principal_id, app_id)" = "actor_ids"
-src_net = "source_networks"
+match = { tenant_id = "tenant_ids", "coalesce(credential_id, '')" = "evidence_credentials", "coalesce(principal_id, app_id)" = "actor_ids", src_net = "source_networks" }
 ---*/
 with held_credentials as (
     select lower(credential_id) as credential_id from credentials
@@ -96,15 +69,12 @@ service_use as (
         client_fp, action, n_ops, items, first_ts, last_ts
     from context_days
     where date >= cast($window_from as date) - cast($baseline_days as integer)
-        and date <= cast($window_to as date)
-        and first_ts < $window_to
-        and outcome = 'success'
-        and action <> 'probe'
-        and src_net is not null
+        and date <= cast($window_to as date) and first_ts < $window_to
+        and outcome = 'success' and action <> 'probe' and src_net is not null
         and (
             principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select credential_id from held_credentials)
-            or principal_id in (select principal_id from held_principals)
+            or credential_id in (select h.credential_id from held_credentials as h)
+            or principal_id in (select h.principal_id from held_principals as h)
         )
 ),
 
@@ -118,7 +88,7 @@ entity_use as (
     left join successors as s on u.credential_id = s.credential_id
     where u.credential_id is not null
     union all
-    select 'principal', coalesce(tenant_id, ''), coalesce(principal_id, app_id), service_use.*
+    select 'principal' as entity_kind, coalesce(tenant_id, '') as entity_tenant, coalesce(principal_id, app_id) as entity_id, *
     from service_use
     where coalesce(principal_id, app_id) is not null
 ),
@@ -134,9 +104,7 @@ known_longer as (
     from first_seen
     where date <= cast($window_from as date) - cast($baseline_days as integer)
         and first_ts < cast($window_from as date) - cast($baseline_days as integer)
-        and n_days > 0
-        and entity_type in ('credential', 'principal')
-        and attr_type in ('src_net', 'src_asn')
+        and n_days > 0 and entity_type in ('credential', 'principal') and attr_type in ('src_net', 'src_asn')
 ),
 
 first_nets as (
@@ -168,9 +136,7 @@ new_nets as (
     select n.entity_kind, n.entity_tenant, n.entity_id, n.src_net, n.first_ts,
         if(f.src_asn is null, 'net', 'asn') as level, if(f.src_asn is null, n.src_net, 'AS' || f.src_asn) as source
     from first_nets as n
-    left join fresh_asns as f
-        on n.entity_kind = f.entity_kind and n.entity_tenant = f.entity_tenant and n.entity_id = f.entity_id
-        and n.src_asn = f.src_asn
+    left join fresh_asns as f using (entity_kind, entity_tenant, entity_id, src_asn)
     where n.first_ts >= $window_from
         and not exists (
             select 1 from known_longer as k
@@ -193,7 +159,7 @@ entity_days as (
         bool_or(n.src_net is not null) as has_new_net,
         bool_or(a.src_asn is not null) as has_new_asn
     from source_days as s
-    semi join new_sources as c using (entity_kind, entity_tenant, entity_id)
+    semi join new_sources using (entity_kind, entity_tenant, entity_id)
     left join first_nets as n
         on s.entity_kind = n.entity_kind and s.entity_tenant = n.entity_tenant and s.entity_id = n.entity_id
         and s.src_net = n.src_net and s.date = cast(n.first_ts as date)
@@ -206,9 +172,7 @@ entity_days as (
 histories as (
     select s.entity_kind, s.entity_tenant, s.entity_id, s.level, s.source, s.first_day as source_day,
         count(*) as n_active_days,
-        count(*) filter (
-            where d.date >= d.first_day + cast($burn_in_days as integer)
-        ) as n_all,
+        count(*) filter (where d.date >= d.first_day + cast($burn_in_days as integer)) as n_all,
         count(*) filter (
             where d.date >= d.first_day + cast($burn_in_days as integer)
                 and if(s.level = 'asn', d.has_new_asn, d.has_new_net)
@@ -250,7 +214,7 @@ member_days as (
         min(s.date) over (partition by s.entity_kind, s.entity_tenant, s.entity_id) as first_day,
         bool_or(n.src_net is not null) as has_new_net
     from source_days as s
-    semi join class_members as c using (entity_kind, entity_tenant, entity_id)
+    semi join class_members using (entity_kind, entity_tenant, entity_id)
     left join first_nets as n
         on s.entity_kind = n.entity_kind and s.entity_tenant = n.entity_tenant and s.entity_id = n.entity_id
         and s.src_net = n.src_net and s.date = cast(n.first_ts as date)
@@ -314,16 +278,10 @@ declared_nets as (
         and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
         and if(
             n.is_ipv6,
-            (coalesce(try_cast('0x' || nullif(n.parts[1], '') as bigint), 0) * 4294967296
-                + coalesce(try_cast('0x' || nullif(n.parts[2], '') as bigint), 0) * 65536
-                + coalesce(try_cast('0x' || nullif(n.parts[3], '') as bigint), 0)) >> (48 - r.prefix)
-            = (coalesce(try_cast('0x' || nullif(r.parts[1], '') as bigint), 0) * 4294967296
-                + coalesce(try_cast('0x' || nullif(r.parts[2], '') as bigint), 0) * 65536
-                + coalesce(try_cast('0x' || nullif(r.parts[3], '') as bigint), 0)) >> (48 - r.prefix),
-            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256
-                + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
-            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256
-                + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
+            try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint) >> (48 - r.prefix)
+            = try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint) >> (48 - r.prefix),
+            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
+            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
         )
     group by n.src_net
 ),
@@ -331,12 +289,8 @@ declared_nets as (
 new_use as (
     select u.*, s.level, s.source
     from entity_use as u
-    inner join new_nets as n
-        on u.entity_kind = n.entity_kind and u.entity_tenant = n.entity_tenant and u.entity_id = n.entity_id
-        and u.src_net = n.src_net
-    inner join surprising as s
-        on n.entity_kind = s.entity_kind and n.entity_tenant = s.entity_tenant and n.entity_id = s.entity_id
-        and n.level = s.level and n.source = s.source
+    inner join new_nets using (entity_kind, entity_tenant, entity_id, src_net)
+    inner join surprising as s using (entity_kind, entity_tenant, entity_id, level, source)
 ),
 
 -- What a credential's finding shows already is not shown again for its principal.
@@ -381,19 +335,18 @@ described as (
         list(distinct u.src_net order by u.src_net) as source_networks,
         list(distinct u.src_asn) filter (where u.src_asn is not null) as source_asns,
         list(distinct u.client_fp order by u.client_fp) filter (where u.client_fp is not null) as client_fps,
-        list(distinct u.protocol order by u.protocol) as protocols,
-        list(distinct u.action order by u.action) as actions,
+        list(distinct u.protocol order by u.protocol) as protocols, list(distinct u.action order by u.action) as actions,
         count(distinct u.tenant_id) as n_tenants,
         cast(sum(u.n_ops) as bigint) as n_ops, cast(sum(u.items) as bigint) as n_items,
         bool_and(d.kind is not null or u.src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft')) as is_declared,
         bool_and(coalesce(d.kind, u.src_class) = 'microsoft') as is_microsoft,
+        bool_and(coalesce(d.kind, u.src_class) in ('vendor_egress', 'vendor')) as is_vendor,
+        if(count(u.client_fp) > 0, 'known client', 'no client in the logs') as known_clients,
         bool_or(u.client_fp is not null and k.client_fp is null) as is_new_client,
         bool_or(j.credential_id is not null) as is_journal
     from own_use as u
     left join declared_nets as d on u.src_net = d.src_net
-    left join known_clients as k
-        on u.entity_kind = k.entity_kind and u.entity_tenant = k.entity_tenant and u.entity_id = k.entity_id
-        and u.source = k.source and u.client_fp = k.client_fp
+    left join known_clients as k using (entity_kind, entity_tenant, entity_id, source, client_fp)
     left join (select distinct credential_id from journal_readers) as j
         on coalesce(u.credential_id, 'pw:' || u.principal_id) = j.credential_id
     group by u.entity_kind, u.entity_tenant, u.entity_id, u.level, u.source
@@ -416,9 +369,19 @@ classified as (
 )
 
 select entity_kind, entity_tenant, entity_id, level, source, cast(first_seen as date) as first_day, first_seen, last_seen,
-    entity_kind || ' ' || entity_id as who, class, tenant_ids, credential_ids, evidence_credentials, principal_ids, actor_ids,
+    class,
+    case
+        when class = 'microsoft_network' then 'The network is Microsoft''s, and no new client was seen.'
+        when class = 'declared_network' and is_vendor
+            then 'This looks like a change of the vendor''s egress: declared network, ' || known_clients || '.'
+        when class = 'declared_network' then 'This looks like a move within declared networks: ' || known_clients || '.'
+        when class = 'declared_network_new_client' then 'The network is declared, but its client was never seen with it before.'
+        when class = 'infrastructure_change_unverified'
+            then 'Many tenants show the source at once, with known clients: ask the vendor about a change of egress.'
+        when is_new_client then 'Its client was never seen with it before.'
+    end as remark, tenant_ids, credential_ids, evidence_credentials, principal_ids, actor_ids,
     app_ids, source_networks, source_asns, client_fps, protocols, actions, n_tenants, n_ops, n_items, n_active_days,
-    round(surprise, 2) as surprise, round(p_new, 3) as share_new_days, is_declared, is_new_client,
+    round(surprise, 2) as surprise, p_new, round(p_new, 3) as share_new_days, is_declared, is_new_client,
     case class
         when 'microsoft_network' then 'info'
         when 'declared_network' then 'low'

@@ -1,13 +1,13 @@
 /*---
 id = "T03"
-title = "One new source at several tenants"
+title = "One new network at several tenants"
 hypothesis = "The same stranger appears at several customers of the same gateway."
 family = "tenant_connection"
 severity = "critical"
 tables = ["context_days", "first_seen", "credentials", "bindings", "networks"]
 needs = ["context_days"]
 identity = ["level", "source", "first_day"]
-explanation = "{source} appeared at {n_tenants} of {n_all_tenants} active tenants ({tenant_ids}) between {first_seen} and {last_seen}, with service credentials ({credential_ids}) and {n_ops} operations ({protocols}); {n_tenants_before} tenant(s) had seen it before. Shared: {shared}. Class: {class}."
+explanation = "{source_networks:Nets} appeared at {n_tenants} of {n_all_tenants} active tenants ({tenant_ids:list})[ with {credential_ids:names}][, {unusual_client}]: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}]. {known_before}[ {remark}]"
 false_positives = [
   "the vendor opens a new egress range: many tenants at once, the same client, and a declared network",
   "a consultant or managed-service provider who works for several customers with service accounts",
@@ -26,56 +26,29 @@ runbook = [
   "`action`, `items`: list what was read in each tenant in the 24 hours after the first success",
 ]
 
+attack = [
+  { technique = "T1199", name = "Trusted Relationship", tactics = ["initial-access"] },
+  { technique = "T1078.004", name = "Cloud Accounts", tactics = ["initial-access", "persistence", "privilege-escalation", "defense-evasion"] },
+]
+
+parameters = [
+  { name = "baseline_days", default = 90, help = "days before the first use that count as history, at most" },
+  { name = "min_active_days", default = 21, help = "distinct active days that a tenant must have before the source appears" },
+  { name = "spread_days", default = 45, help = "days within which the source must reach the tenants" },
+  { name = "min_tenants", default = 2, help = "tenants that must share the source when a credential, an application or the gateway's own credentials connect them" },
+  { name = "min_tenants_unrelated", default = 3, help = "tenants that must share the source otherwise" },
+]
+
 [[requires]]
 sql = "select count(distinct tenant_id) >= 2 from context_days"
 reason = "fewer than two tenants are told apart in context_days"
-
-[[attack]]
-technique = "T1199"
-name = "Trusted Relationship"
-tactics = ["initial-access"]
-
-[[attack]]
-technique = "T1078.004"
-name = "Cloud Accounts"
-tactics = ["initial-access", "persistence", "privilege-escalation", "defense-evasion"]
-
-[[parameters]]
-name = "baseline_days"
-default = 90
-help = "days before the first use that count as history, at most"
-
-[[parameters]]
-name = "min_active_days"
-default = 21
-help = "distinct active days that a tenant must have before the source appears"
-
-[[parameters]]
-name = "spread_days"
-default = 45
-help = "days within which the source must reach the tenants"
-
-[[parameters]]
-name = "min_tenants"
-default = 2
-help = "tenants that must share the source when a credential, an application or the gateway's own credentials connect them"
-
-[[parameters]]
-name = "min_tenants_unrelated"
-default = 3
-help = "tenants that must share the source otherwise"
 
 [evidence]
 table = "access_events"
 where = ""
 time = ["first_seen", "last_seen"]
 follow_sessions = true
-
-[evidence.match]
-tenant_id = "tenant_ids"
-"coalesce(principal_id, app_id)" = "actor_ids"
-src_net = "source_networks"
-client_fp = "evidence_clients"
+match = { tenant_id = "tenant_ids", "coalesce(principal_id, app_id)" = "actor_ids", src_net = "source_networks", client_fp = "evidence_clients" }
 ---*/
 with held_credentials as (
     select lower(credential_id) as credential_id from credentials
@@ -91,8 +64,8 @@ held_principals as (
 service_use as (
     select date, tenant_id, protocol, principal_id, principal_type, credential_id, app_id, src_net, src_asn, src_class,
         client_fp, action, outcome, n_ops, items, first_ts, last_ts,
-        credential_id in (select credential_id from held_credentials)
-            or principal_id in (select principal_id from held_principals) as is_held
+        credential_id in (select h.credential_id from held_credentials as h)
+            or principal_id in (select h.principal_id from held_principals as h) as is_held
     from context_days
     where date >= cast($window_from as date) - cast($baseline_days as integer)
         and date <= cast($window_to as date)
@@ -105,17 +78,17 @@ service_use as (
         and not regexp_matches(src_net, '^(10\.|127\.|169\.254\.|192\.168\.|172\.(1[6-9]|2[0-9]|3[01])\.|f[cd]|fe80|::)')
         and (
             principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select credential_id from held_credentials)
-            or principal_id in (select principal_id from held_principals)
+            or credential_id in (select h.credential_id from held_credentials as h)
+            or principal_id in (select h.principal_id from held_principals as h)
         )
 ),
 
 valued_use as (
     select 'asn' as level, 'AS' || src_asn as source, * from service_use where src_asn is not null
     union all
-    select 'net', src_net, * from service_use
+    select 'net' as level, src_net as source, * from service_use
     union all
-    select 'net and client', src_net || ' ' || client_fp, * from service_use where client_fp is not null
+    select 'net and client' as level, src_net || ' ' || client_fp as source, * from service_use where client_fp is not null
 ),
 
 tenant_days as (
@@ -162,8 +135,11 @@ arrivals as (
 tenants_before as (
     select a.level, a.source, count(distinct b.tenant_id) as n_tenants_before
     from arrivals as a
-    inner join (select * from tenant_sources union all select * from known_to_tenants) as b
-        on a.level = b.level and a.source = b.source and b.first_ts < a.first_ts
+    inner join (
+        select * from tenant_sources
+        union all
+        select * from known_to_tenants
+    ) as b on a.level = b.level and a.source = b.source and a.first_ts > b.first_ts
     group by a.level, a.source
 ),
 
@@ -181,10 +157,10 @@ connecting as (
         select level, source, 'credential ' || credential_id as name, count(distinct tenant_id) as n_tenants
         from new_use where credential_id not like 'pw:%' group by level, source, credential_id
         union all
-        select level, source, 'application ' || app_id, count(distinct tenant_id)
+        select level, source, 'application ' || app_id as name, count(distinct tenant_id) as n_tenants
         from new_use where app_id is not null group by level, source, app_id
         union all
-        select level, source, 'credentials that the gateway holds', count(distinct tenant_id)
+        select level, source, 'credentials that the gateway holds' as name, count(distinct tenant_id) as n_tenants
         from new_use where is_held group by level, source
     ) as links
     where n_tenants >= $min_tenants
@@ -215,16 +191,10 @@ declared_nets as (
         and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
         and if(
             n.is_ipv6,
-            (coalesce(try_cast('0x' || nullif(n.parts[1], '') as bigint), 0) * 4294967296
-                + coalesce(try_cast('0x' || nullif(n.parts[2], '') as bigint), 0) * 65536
-                + coalesce(try_cast('0x' || nullif(n.parts[3], '') as bigint), 0)) >> (48 - r.prefix)
-            = (coalesce(try_cast('0x' || nullif(r.parts[1], '') as bigint), 0) * 4294967296
-                + coalesce(try_cast('0x' || nullif(r.parts[2], '') as bigint), 0) * 65536
-                + coalesce(try_cast('0x' || nullif(r.parts[3], '') as bigint), 0)) >> (48 - r.prefix),
-            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256
-                + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
-            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256
-                + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
+            try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint) >> (48 - r.prefix)
+            = try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint) >> (48 - r.prefix),
+            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
+            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
         )
     group by n.src_net
 ),
@@ -310,7 +280,20 @@ classified as (
 
 select level, source, cast(first_seen as date) as first_day, first_seen, last_seen, class, shared, tenant_ids, credential_ids,
     principal_ids, actor_ids, app_ids, source_networks, source_asns, client_fps,
-    if(level = 'net and client', client_fps, null) as evidence_clients, protocols, n_tenants, n_success_tenants,
+    if(level = 'net and client', client_fps, null) as evidence_clients,
+    if(level = 'net and client', 'with a client that nobody had used before', null) as unusual_client,
+    if(n_tenants_before = 0, 'No tenant had seen it before.', 'One tenant had seen it before.') as known_before,
+    case class
+        when 'infrastructure_change'
+            then 'This looks like a change of the vendor''s egress: declared network, known clients, many tenants at once.'
+        when 'declared_network' then 'The network is declared and no new client was seen.'
+        when 'new_client_on_declared_network' then 'The network is declared, but a client is new.'
+        when 'infrastructure_change_unverified'
+            then 'Many tenants show it at once, with known clients: ask the vendor about a change of egress.'
+        when 'fan_out_refused' then 'All attempts were refused.'
+        else if(is_new_client, 'A client is new as well.', null)
+    end as remark,
+    protocols, n_tenants, n_success_tenants,
     n_data_tenants, n_all_tenants, n_tenants_before, n_ops, n_items, round(n_tenants / n_all_tenants, 3) as share_of_tenants,
     is_declared, is_new_client,
     case

@@ -1,13 +1,13 @@
 /*---
 id = "X01"
-title = "Journal mailbox does not balance, or has a second reader"
+title = "Second reader of a journal mailbox, or messages missing or copied"
 hypothesis = "Every journaled message is delivered once, retrieved once and deleted once, by one reader: a thief of the journal breaks the balance or the habit."
 family = "exfiltration"
 severity = "critical"
 tables = ["journal_hours", "first_seen", "networks"]
 needs = ["journal_hours"]
 identity = ["mailbox_id", "flag", "source", "first_day"]
-explanation = "{mailbox_id}: {what} Between {first_seen} and {last_seen}, messages delivered: {n_delivered}, retrieved: {n_retrieved} ({n_bytes} bytes), on {n_bad_days} day(s). Normal: {normal}."
+explanation = "The {mailbox_kind} {mailbox_id} {what}[ from {evidence_networks:nets}] {first_seen:span}: [{n_sessions:some POP3 session}, ][{n_delivered:count message} delivered, ]{n_retrieved:count message} retrieved[ ({n_bytes:size})] on {n_bad_days:count day}. {normal}[ {remark}]"
 false_positives = [
   "the reader moves to another machine or network: the old one stops when the new one starts",
   "a reader that crashed and fetches the same messages again",
@@ -28,74 +28,35 @@ runbook = [
   "`src_net`: look for the new reader's network in all protocols of the tenant over 30 days",
 ]
 
-[[attack]]
-technique = "T1114.002"
-name = "Remote Email Collection"
-tactics = ["collection"]
+attack = [
+  { technique = "T1114.002", name = "Remote Email Collection", tactics = ["collection"] },
+  { technique = "T1020", name = "Automated Exfiltration", tactics = ["exfiltration"] },
+  { technique = "T1048", name = "Exfiltration Over Alternative Protocol", tactics = ["exfiltration"] },
+]
 
-[[attack]]
-technique = "T1020"
-name = "Automated Exfiltration"
-tactics = ["exfiltration"]
-
-[[attack]]
-technique = "T1048"
-name = "Exfiltration Over Alternative Protocol"
-tactics = ["exfiltration"]
-
-[[parameters]]
-name = "baseline_days"
-default = 90
-help = "days of history, at most"
-
-[[parameters]]
-name = "min_active_days"
-default = 21
-help = "days on which the known readers must have read before a new reader counts"
-
-[[parameters]]
-name = "min_ledger_days"
-default = 14
-help = "days of history of the ratio of retrieved to delivered messages"
-
-[[parameters]]
-name = "min_messages"
-default = 20
-help = "messages a day below which the ledger is not judged"
-
-[[parameters]]
-name = "min_difference"
-default = 10
-help = "messages by which a day must be out of balance"
-
-[[parameters]]
-name = "min_surprise"
-default = 1.5
-help = "-log10 of the mailbox's own daily probability of a new reader network"
-
-[[parameters]]
-name = "steady_hours"
-default = 12
-help = "hours a day (median) in which a mailbox that is not declared as journal must be read to count as polled by a machine"
+parameters = [
+  { name = "baseline_days", default = 90, help = "days of history, at most" },
+  { name = "min_active_days", default = 21, help = "days on which the known readers must have read before a new reader counts" },
+  { name = "min_ledger_days", default = 14, help = "days of history of the ratio of retrieved to delivered messages" },
+  { name = "min_messages", default = 20, help = "messages a day below which the ledger is not judged" },
+  { name = "min_difference", default = 10, help = "messages by which a day must be out of balance" },
+  { name = "min_surprise", default = 1.5, help = "-log10 of the mailbox's own daily probability of a new reader network" },
+  { name = "steady_hours", default = 12, help = "hours a day (median) in which a mailbox that is not declared as journal must be read to count as polled by a machine" },
+]
 
 [evidence]
 table = "access_events"
 where = "protocol = 'pop3'"
 time = ["first_seen", "last_seen"]
 follow_sessions = true
-
-[evidence.match]
-"lower(coalesce(mailbox_id, principal_id))" = "mailbox_id"
-src_net = "evidence_networks"
-client_fp = "evidence_clients"
+match = { "lower(coalesce(mailbox_id, principal_id))" = "mailbox_id", src_net = "evidence_networks", client_fp = "evidence_clients" }
 ---*/
 with ledger as (
     select date, tenant_id, hour, mailbox_id, is_journal, src_net, client_fp, credential_id, delivered, sessions, retrieved,
         retrieved_bytes, deleted, maildrop_max, first_ts, last_ts
     from journal_hours
     where date >= cast($window_from as date) - cast($baseline_days as integer)
-        and date <= cast($window_to as date)
-        and hour < $window_to
+        and date <= cast($window_to as date) and hour < $window_to
 ),
 
 reader_days as (
@@ -112,7 +73,7 @@ mailbox_kinds as (
     from ledger as l
     left join (
         select mailbox_id, count(*) >= $min_active_days and median(n_hours) >= $steady_hours as is_steady
-        from (select mailbox_id, date, count(distinct hour) as n_hours from ledger where sessions > 0 group by mailbox_id, date)
+        from (select mailbox_id, date, count(distinct hour) as n_hours from ledger where sessions > 0 group by mailbox_id, date) as d
         group by mailbox_id
     ) as s on l.mailbox_id = s.mailbox_id
     group by l.mailbox_id
@@ -147,15 +108,14 @@ new_readers as (
     from first_nets as f
     where f.first_ts >= $window_from
         and not exists (
-            select 1
-            from ledger as l
+            select 1 from ledger as l
             inner join known_longer as k on l.credential_id = k.credential_id and l.src_net = k.src_net
             where l.mailbox_id = f.mailbox_id and l.src_net = f.src_net
         )
     union all
-    select c.mailbox_id, 'client', c.src_net, c.client_fp, c.first_ts, c.last_ts
+    select c.mailbox_id, 'client' as level, c.src_net, c.client_fp, c.first_ts, c.last_ts
     from first_clients as c
-    inner join first_nets as f on c.mailbox_id = f.mailbox_id and c.src_net = f.src_net and f.first_ts < c.first_ts
+    inner join first_nets as f on c.mailbox_id = f.mailbox_id and c.src_net = f.src_net and c.first_ts > f.first_ts
     where c.first_ts >= $window_from
         and cast(f.first_ts as date) <= cast(c.first_ts as date) - cast($min_active_days as integer)
         and exists (
@@ -234,24 +194,27 @@ declared_nets as (
         and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
         and if(
             n.is_ipv6,
-            (coalesce(try_cast('0x' || nullif(n.parts[1], '') as bigint), 0) * 4294967296
-                + coalesce(try_cast('0x' || nullif(n.parts[2], '') as bigint), 0) * 65536
-                + coalesce(try_cast('0x' || nullif(n.parts[3], '') as bigint), 0)) >> (48 - r.prefix)
-            = (coalesce(try_cast('0x' || nullif(r.parts[1], '') as bigint), 0) * 4294967296
-                + coalesce(try_cast('0x' || nullif(r.parts[2], '') as bigint), 0) * 65536
-                + coalesce(try_cast('0x' || nullif(r.parts[3], '') as bigint), 0)) >> (48 - r.prefix),
-            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256
-                + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
-            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256
-                + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
+            try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint) >> (48 - r.prefix)
+            = try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint) >> (48 - r.prefix),
+            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
+            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
         )
+),
+
+-- A declared range smaller than src_net: the readers of that network may or may not lie in it.
+partly_declared_nets as (
+    select distinct n.src_net
+    from net_parts as n
+    inner join range_parts as r
+        on n.is_ipv6 = r.is_ipv6 and r.prefix > if(n.is_ipv6, 48, 24)
+        and n.parts[1] = r.parts[1] and n.parts[2] = r.parts[2] and n.parts[3] = r.parts[3]
 ),
 
 reader_findings as (
     select n.mailbox_id,
         case
             when d.src_net is not null and n.level = 'network'
-                and not exists (select 1 from unnest(t.client_fps) as c(fp) where c.fp not in (
+                and not exists (select 1 from (select unnest(t.client_fps) as fp) as c where c.fp not in (
                     select o.client_fp from first_clients as o where o.mailbox_id = n.mailbox_id and o.first_ts < n.first_ts
                 )) then 'declared_reader'
             when coalesce(o.last_ts, n.first_ts) <= n.first_ts + to_hours(24) and n.last_ts >= n.first_ts + to_hours(48)
@@ -262,11 +225,13 @@ reader_findings as (
         n.last_ts as last_seen, [n.src_net] as source_networks, [n.src_net] as evidence_networks,
         if(n.level = 'client', [n.client_fp], null) as evidence_clients, t.credential_ids, t.client_fps, t.n_days as n_bad_days,
         t.n_retrieved, t.n_bytes, cast(null as hugeint) as n_delivered,
-        'a reader that had never read it before (' || n.level || ' ' || if(n.level = 'network', n.src_net, n.client_fp)
-        || ') opened ' || t.n_sessions || ' session(s).' as what,
-        h.n_days || ' days of known readers only, a new one on about '
-        || round(100.0 * (h.k + 0.5) / (h.n + 1), 1) || ' % of days' as normal,
-        least(1.0, -log10((h.k + 0.5) / (h.n + 1)) / 1.5) * if(n.level = 'network', 1.0, 0.7) as confidence
+        if(n.level = 'network', 'was read', 'was read by a client that had never read it') as what,
+        'In ' || h.n_days || ' days before only known readers came; a new one shows on about 1 day in '
+        || cast(round((h.n + 1) / (h.k + 0.5)) as bigint) || '.' as normal,
+        least(1.0, -log10((h.k + 0.5) / (h.n + 1)) / 1.5) * if(n.level = 'network', 1.0, 0.7) as confidence,
+        t.n_sessions,
+        if(d.src_net is not null, true, if(s.src_net is null, false, null)) as is_declared_net,
+        o.last_ts > n.first_ts + to_hours(24) as has_company
     from new_readers as n
     inner join reader_histories as h
         on n.mailbox_id = h.mailbox_id and n.level = h.level and n.src_net = h.src_net
@@ -278,6 +243,7 @@ reader_findings as (
         on n.mailbox_id = o.mailbox_id and n.level = o.level and n.src_net = o.src_net
         and n.client_fp is not distinct from o.client_fp
     left join declared_nets as d on n.src_net = d.src_net
+    left join partly_declared_nets as s on n.src_net = s.src_net
     where -log10((h.k + 0.5) / (h.n + 1)) >= least($min_surprise, log10(2.0 * (h.n + 1))) - 1e-9
 ),
 
@@ -311,22 +277,17 @@ days as (
 
 normals as (
     select *,
-        median(ratio) over history as normal_ratio,
-        greatest(0.02, 3 * mad(ratio) over history) as tolerance,
-        count(ratio) over history as n_ledger_days,
-        median(dele_ratio) over history as normal_dele_ratio,
-        count(dele_ratio) over history as n_dele_days,
-        median(sessions) over history as normal_sessions,
-        max(maildrop_max) over history as normal_maildrop,
-        max(maildrop_max) over next_days as next_maildrop,
+        median(ratio) over history as normal_ratio, greatest(0.02, 3 * mad(ratio) over history) as tolerance,
+        count(ratio) over history as n_ledger_days, median(dele_ratio) over history as normal_dele_ratio,
+        count(dele_ratio) over history as n_dele_days, median(sessions) over history as normal_sessions,
+        max(maildrop_max) over history as normal_maildrop, max(maildrop_max) over next_days as next_maildrop,
         sum(sessions) over (
             partition by mailbox_id order by date range between interval 1 day following and interval 1 day following
         ) as next_sessions
     from days
     window
         history as (
-            partition by mailbox_id order by date
-            range between to_days(cast($baseline_days as integer)) preceding and interval 1 day preceding
+            partition by mailbox_id order by date range between interval ($baseline_days) day preceding and interval 1 day preceding
         ),
         next_days as (partition by mailbox_id order by date range between current row and interval 1 day following)
 ),
@@ -350,13 +311,15 @@ flagged_days as (
     where n_ledger_days >= $min_ledger_days and ratio > normal_ratio + tolerance and excess >= $min_difference
         and excess_of_week >= 0.5 * excess and hours_delivered >= 0.8 * hours_retrieved
     union all
-    select mailbox_id, date, 'messages_vanish', first_ts, last_ts, delivered, retrieved, retrieved_bytes, normal_ratio, false
+    select mailbox_id, date, 'messages_vanish' as flag, first_ts, last_ts, delivered, retrieved, retrieved_bytes, normal_ratio,
+        false as is_one_hour
     from balances
     where n_ledger_days >= $min_ledger_days and ratio < normal_ratio - tolerance and -excess >= $min_difference
         and shortage_to_come >= 0.5 * -excess and sessions >= 0.5 * normal_sessions and next_sessions > 0
         and coalesce(next_maildrop, 0) < coalesce(normal_maildrop, 0) + 0.5 * -excess
     union all
-    select mailbox_id, date, 'stopped_deleting', first_ts, last_ts, delivered, retrieved, retrieved_bytes, normal_ratio, false
+    select mailbox_id, date, 'stopped_deleting' as flag, first_ts, last_ts, delivered, retrieved, retrieved_bytes, normal_ratio,
+        false as is_one_hour
     from balances
     where n_dele_days >= $min_ledger_days and normal_dele_ratio >= 0.95 and dele_ratio <= 0.1
 ),
@@ -369,7 +332,7 @@ repeated_days as (
             partition by mailbox_id, flag order by date range between interval 7 day preceding and interval 7 day following
         ) as n_near
         from flagged_days
-    )
+    ) as f
     where (not is_one_hour or n_near >= 2) and last_ts >= $window_from
 ),
 
@@ -378,7 +341,7 @@ islands as (
     from (
         select *, if(date - lag(date) over (partition by mailbox_id, flag order by date) <= 3, 0, 1) as is_start
         from repeated_days
-    )
+    ) as d
 ),
 
 balance_findings as (
@@ -388,13 +351,16 @@ balance_findings as (
         cast(null as varchar[]) as client_fps, count(*) as n_bad_days,
         sum(retrieved) as n_retrieved, sum(retrieved_bytes) as n_bytes, sum(delivered) as n_delivered,
         case flag
-            when 'second_copy' then 'more messages were retrieved than delivered: a second copy was taken.'
-            when 'messages_vanish'
-                then 'messages that were delivered never reached the known reader, and did not stay: another reader took them.'
-            else 'the known reader no longer deletes what it retrieves.'
+            when 'second_copy' then 'gave out more messages than it received'
+            when 'messages_vanish' then 'lost messages before its known readers came'
+            else 'was read, but no longer emptied,'
         end as what,
-        'the known readers retrieve ' || round(avg(normal_ratio), 3) || ' of each delivered message' as normal,
-        least(1.0, 0.7 + 0.1 * (count(*) - 1)) as confidence
+        if(
+            flag = 'stopped_deleting', 'Usually its readers delete nearly all that they retrieve.',
+            'Usually its readers retrieve ' || regexp_replace(cast(round(100 * avg(normal_ratio), 1) as varchar), '\.0$', '') || ' % of what it receives.'
+        ) as normal,
+        least(1.0, 0.7 + 0.1 * (count(*) - 1)) as confidence, cast(null as hugeint) as n_sessions,
+        cast(null as boolean) as is_declared_net, cast(null as boolean) as has_company
     from islands
     group by mailbox_id, flag, island
 ),
@@ -408,7 +374,16 @@ all_findings as (
 select f.mailbox_id, f.flag, f.source, cast(f.first_seen as date) as first_day, f.first_seen, f.last_seen, m.tenant_id,
     [f.mailbox_id] as mailboxes, f.credential_ids, f.source_networks, f.evidence_networks, f.evidence_clients, f.client_fps,
     f.what, f.normal, f.n_bad_days, cast(f.n_delivered as bigint) as n_delivered, cast(f.n_retrieved as bigint) as n_retrieved,
-    cast(f.n_bytes as bigint) as n_bytes, m.is_journal, f.flag = 'declared_reader' as is_declared,
+    cast(f.n_bytes as bigint) as n_bytes, cast(f.n_sessions as bigint) as n_sessions, f.is_declared_net,
+    if(m.is_journal, 'journal mailbox', 'mailbox') as mailbox_kind,
+    case
+        when f.flag = 'declared_reader' then 'This looks like a change of the vendor''s egress: declared network, known client.'
+        when f.flag = 'reader_moved' then 'The known reader stopped when this one began: it may have moved.'
+        when f.flag = 'second_context' and f.has_company then 'The known reader went on beside it.'
+        when f.flag = 'second_copy' then 'Someone took a second copy.'
+        when f.flag = 'messages_vanish' then 'What is missing did not stay in the mailbox: another reader took it.'
+    end as remark,
+    m.is_journal, f.flag = 'declared_reader' as is_declared,
     case
         when f.flag = 'declared_reader' then 'low'
         when f.flag = 'reader_moved' then 'medium'

@@ -39,7 +39,11 @@ def _message(rng: random.Random, when: datetime, number: int) -> str:
     size, delay = rng.randrange(900, 90000), rng.randrange(1, 900) / 100
     head = f"{stamp} mx1 postfix/"
     smtpd, other = rng.randrange(1000, 32000), rng.randrange(1000, 32000)
-    login = f", sasl_method=PLAIN, sasl_username=route{rng.randrange(40)}@tenant{rng.randrange(40)}.example" if number % 8 == 0 else ""
+    login = (
+        f", sasl_method=PLAIN, sasl_username=route{rng.randrange(40)}@tenant{rng.randrange(40)}.example"
+        if number % 8 == 0
+        else ""
+    )
     how = (
         f"relay=mail.dovecot[private/dovecot-lmtp], delay={delay}, delays=0.1/0/0/{delay}, dsn=2.0.0, status=sent (250 2.0.0 <{rcpt}> {queue} Saved)"
         if number % 2

@@ -59,10 +59,14 @@ def main() -> None:
         archive = str(Path(folder, "archive"))
         subprocess.run([gatehound, "init", "-a", archive], check=True, capture_output=True)
         os.sync()
-        ours, our_peak, answer = _measured([gatehound, "ingest", "-a", archive, str(log), "--year", "2021", "--tz", "UTC", "-t", "json"])
+        ours, our_peak, answer = _measured(
+            [gatehound, "ingest", "-a", archive, str(log), "--year", "2021", "--tz", "UTC", "-t", "json"]
+        )
         entry = json.loads(answer)["evidence"][0]
         os.sync()
-        theirs, their_peak, _ = _measured([sys.executable, "-c", _DUCKDB, str(log), str(Path(folder, "duckdb.parquet"))])
+        theirs, their_peak, _ = _measured(
+            [sys.executable, "-c", _DUCKDB, str(log), str(Path(folder, "duckdb.parquet"))]
+        )
         stored = sum(f.stat().st_size for f in Path(archive).rglob("*.parquet")) / 1e6
         figures = {
             "text_mb": round(size), "lines": lines, "events": sum(entry["events"].values()),
@@ -74,12 +78,20 @@ def main() -> None:
     if given.json:
         print(json.dumps(figures, indent=2))
         return
-    print(f"Postfix text, {figures['text_mb']} MB, {lines:,} lines, {figures['cores']} cores; whole processes, start included\n")
+    print(
+        f"Postfix text, {figures['text_mb']} MB, {lines:,} lines, {figures['cores']} cores; whole processes, start included\n"
+    )
     print("| | seconds | MB/s | peak MiB |\n| --- | ---: | ---: | ---: |")
-    print(f"| gatehound ingest (hash, parse, contract, GX, commit, derived) | {ours:.1f} | {size / ours:.0f} | {our_peak:.0f} |")
-    print(f"| of this until the commit, without start and derived tables | {entry['seconds']:.1f} | {size / entry['seconds']:.0f} | |")
+    print(
+        f"| gatehound ingest (hash, parse, contract, GX, commit, derived) | {ours:.1f} | {size / ours:.0f} | {our_peak:.0f} |"
+    )
+    print(
+        f"| of this until the commit, without start and derived tables | {entry['seconds']:.1f} | {size / entry['seconds']:.0f} | |"
+    )
     print(f"| DuckDB, regular expressions, to Parquet | {theirs:.1f} | {size / theirs:.0f} | {their_peak:.0f} |")
-    print(f"\nratio {figures['ratio']} (gatehound's speed over DuckDB's); {figures['events']:,} events, {stored:.0f} MB of Parquet")
+    print(
+        f"\nratio {figures['ratio']} (gatehound's speed over DuckDB's); {figures['events']:,} events, {stored:.0f} MB of Parquet"
+    )
 
 
 if __name__ == "__main__":

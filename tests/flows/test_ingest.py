@@ -31,14 +31,22 @@ def archive(tmp_path: Path) -> Archive:
 
 
 def ingest(archive: Archive, *paths: Path, **how: Any) -> list[dict[str, Any]]:
-    answer = Ingest(Archive.open(archive.uri), Options(how=How(**{"year": 2021, "tz": "UTC", **how}))).run([str(p) for p in paths])
+    answer = Ingest(Archive.open(archive.uri), Options(how=How(**{"year": 2021, "tz": "UTC", **how}))).run(
+        [str(p) for p in paths]
+    )
     for entry in answer["evidence"]:
         adds_up(entry)
     return answer["evidence"]
 
 
 def adds_up(entry: dict[str, Any]) -> None:
-    parts = [*entry["events"].values(), entry["continuations"], *entry["ignored"].values(), entry["duplicates"], *entry["quarantined"].values()]
+    parts = [
+        *entry["events"].values(),
+        entry["continuations"],
+        *entry["ignored"].values(),
+        entry["duplicates"],
+        *entry["quarantined"].values(),
+    ]
     assert entry["records"] == sum(parts), entry["path"]
 
 
@@ -67,7 +75,11 @@ def test_one_syslog_file_may_mix_programs(archive: Archive, tmp_path: Path) -> N
     assert entry["events"] == {"access_events": 1, "mail_events": 3}
     assert entry["ignored"] == {"no format for program CRON": 1, "no format for program sshd": 1}
     access = archive.scan("access_events").collect().row(0, named=True)
-    assert (access["principal_id"], access["src_ip"], access["credential_id"]) == ("j@t1.example", "203.0.113.7", "pw:j@t1.example")
+    assert (access["principal_id"], access["src_ip"], access["credential_id"]) == (
+        "j@t1.example",
+        "203.0.113.7",
+        "pw:j@t1.example",
+    )
 
 
 def test_the_same_again_changes_nothing_however_it_is_packed(archive: Archive, tmp_path: Path) -> None:
@@ -112,7 +124,10 @@ def test_versions_of_one_log_count_each_record_once(archive: Archive, tmp_path: 
 def test_two_copies_in_one_run_are_one(archive: Archive, tmp_path: Path) -> None:
     for name in ("a.log", "b.log"):
         (tmp_path / name).write_text(postfix(0, 5))
-    assert sorted(e["status"] for e in ingest(archive, tmp_path / "a.log", tmp_path / "b.log")) == ["committed", "known"]
+    assert sorted(e["status"] for e in ingest(archive, tmp_path / "a.log", tmp_path / "b.log")) == [
+        "committed",
+        "known",
+    ]
     assert rows(archive, "mail_events") == 5
 
 
@@ -140,7 +155,9 @@ def test_records_with_ids_count_once_over_overlapping_exports(archive: Archive, 
     assert rows(archive, "access_events") == 50
 
 
-def test_a_crash_between_two_tables_is_made_good(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_between_two_tables_is_made_good(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "mail.log"
     login = "Feb  3 05:00:00 mx1 postfix/smtpd[7]: ABCDEF012: client=h[203.0.113.7], sasl_method=PLAIN, sasl_username=r@t1.example\n"
     log.write_text(postfix(0, 20) + login * 2)
@@ -161,7 +178,9 @@ def test_a_crash_between_two_tables_is_made_good(archive: Archive, tmp_path: Pat
     assert (rows(archive, "mail_events"), rows(archive, "access_events")) == (20, 2)
 
 
-def test_a_batch_that_breaks_a_contract_refuses_its_file_only(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_breaks_a_contract_refuses_its_file_only(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The row rules are switched off, so that only the gate stands between a bad row and the archive."""
     from data_contracts.compiler import Contract
 
@@ -207,12 +226,21 @@ def test_tenant_comes_from_the_record_the_tables_or_the_sheet(archive: Archive, 
     load(archive, [str(tmp_path / "tenants.csv")])
     one, two = tmp_path / "one.json", tmp_path / "mail.log"
     one.write_text("\n".join(audit(range(3))))
-    two.write_text("Feb  3 05:00:00 mx1 postfix/smtpd[7]: ABCDEF012: client=h[203.0.113.7], sasl_method=PLAIN, sasl_username=r@t1.example\n" + postfix(0, 1))
+    two.write_text(
+        "Feb  3 05:00:00 mx1 postfix/smtpd[7]: ABCDEF012: client=h[203.0.113.7], sasl_method=PLAIN, sasl_username=r@t1.example\n"
+        + postfix(0, 1)
+    )
     sheet = tmp_path / "sheet.csv"
     sheet.write_text("path,tenant_id,tz,year\nmail.log,given-tenant,+01:00,2020\n")
     answer = ingest_paths(archive.uri, [str(one), str(two)], collection=str(sheet))
     assert answer["totals"]["refused"] == 0
-    access = archive.scan("access_events").select("source", "tenant_id", "tenant_basis", "ts").unique("source").sort("source").collect()
+    access = (
+        archive.scan("access_events")
+        .select("source", "tenant_id", "tenant_basis", "ts")
+        .unique("source")
+        .sort("source")
+        .collect()
+    )
     assert access.select("tenant_id", "tenant_basis").rows() == [("acme", "record"), ("acme", "reference")]
     mail = archive.scan("mail_events").collect().row(0, named=True)
     assert (mail["tenant_id"], mail["tenant_basis"]) == ("given-tenant", "given")
@@ -246,7 +274,9 @@ def cut_off(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("sample", sorted(p.name for p in SAMPLES.iterdir()) if SAMPLES.is_dir() else [])
-def test_a_damaged_copy_of_each_sample_costs_only_what_is_damaged(archive: Archive, tmp_path: Path, sample: str) -> None:
+def test_a_damaged_copy_of_each_sample_costs_only_what_is_damaged(
+    archive: Archive, tmp_path: Path, sample: str
+) -> None:
     whole = (SAMPLES / sample).read_bytes().removesuffix(b"\n") + b"\n"
     (good,) = ingest(archive, SAMPLES / sample)
     copies = tmp_path / "copies"
@@ -277,7 +307,9 @@ def test_real_samples_are_read_whole(archive: Archive) -> None:
     assert quarantined == {}
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, lambda d: pa.Codec("zstd").compress(d).to_pybytes()])
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, lzma.compress, lambda d: pa.Codec("zstd").compress(d).to_pybytes()]
+)
 def test_raw_gives_the_line_back(archive: Archive, tmp_path: Path, pack: Any) -> None:
     log = tmp_path / "mail.log.packed"
     log.write_bytes(pack(postfix(0, 40).encode()))
@@ -290,7 +322,9 @@ def test_raw_gives_the_line_back(archive: Archive, tmp_path: Path, pack: Any) ->
 
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys, flows.main; print([m for m in ('polars','duckdb','prefect','great_expectations','pyarrow','deltalake','rich') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_evidence_is_not_written_to(archive: Archive, tmp_path: Path) -> None:

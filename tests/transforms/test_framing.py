@@ -48,7 +48,9 @@ def test_csv_records_span_lines() -> None:
     for block in (1 << 20, 7):
         frame = framed(data, "csv", block_bytes=block)
         assert frame["raw"].to_list() == ["a,b", '1,"x\r\ny"', '2,"say ""hi"", ok"']
-        assert [data[o : o + n].decode() for o, n in frame.select("byte_offset", "byte_length").iter_rows()] == frame["raw"].to_list()
+        assert [data[o : o + n].decode() for o, n in frame.select("byte_offset", "byte_length").iter_rows()] == frame[
+            "raw"
+        ].to_list()
 
 
 def test_a_stray_quote_costs_one_csv_record_not_the_file() -> None:
@@ -60,7 +62,10 @@ def test_a_stray_quote_costs_one_csv_record_not_the_file() -> None:
 
 @given(
     st.lists(
-        st.dictionaries(st.text(max_size=5), st.recursive(st.text() | st.integers() | st.none(), lambda c: st.lists(c, max_size=3), max_leaves=5)),
+        st.dictionaries(
+            st.text(max_size=5),
+            st.recursive(st.text() | st.integers() | st.none(), lambda c: st.lists(c, max_size=3), max_leaves=5),
+        ),
         min_size=1,
         max_size=8,
     ),
