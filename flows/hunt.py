@@ -48,15 +48,17 @@ def hunt(
     answer = run_detections(where, begin, end, detections, budget)
     rows = [
         {
-            "rank": c["rank"], "case": c["case_id"], "severity": c["severity"], "score": c["score"], "first_seen": c["first_seen"],
-            "last_seen": c["last_seen"], "tenants": ", ".join(c["entities"]["tenant_ids"]), "summary": c["summary"],
+            "rank": c["rank"], "case": c["case_id"], "severity": c["severity"], "score": c["score"],
+            "first_seen": c["first_seen"], "last_seen": c["last_seen"],
+            "tenants": ", ".join(c["entities"]["tenant_ids"]), "summary": c["summary"],
         }
         for c in answer["cases"]
     ]  # fmt: skip
     create_table_artifact(key=key("cases", where), table=rows, description=f"Cases of run {answer['run_id']}")
     create_markdown_artifact(key=key("hunt", where), markdown=page(answer), description=f"Hunt {answer['run_id']}")
     print(f"run {answer['run_id']}: {len(rows)} cases")
-    return {"run_id": answer["run_id"], "window": answer["window"], "cases": [{k: r[k] for k in ("rank", "case", "severity")} for r in rows]}
+    cases = [{k: r[k] for k in ("rank", "case", "severity")} for r in rows]
+    return {"run_id": answer["run_id"], "window": answer["window"], "cases": cases}
 
 
 def page(answer: dict[str, Any]) -> str:

@@ -43,8 +43,8 @@ def ingest(
     answer = ingest_evidence(where, paths, options)
     rows = [
         {
-            "file": e["path"], "format": e["format"], "status": e["status"], "records": e["records"], "events": sum(e["events"].values()),
-            "quarantined": sum(e["quarantined"].values()), "reason": e["reason"],
+            "file": e["path"], "format": e["format"], "status": e["status"], "records": e["records"],
+            "events": sum(e["events"].values()), "quarantined": sum(e["quarantined"].values()), "reason": e["reason"],
         }
         for e in answer["evidence"]
     ]  # fmt: skip

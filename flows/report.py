@@ -40,7 +40,7 @@ def report(
         The files.
     """
     where = located(archive)
-    files = write(where, out, kinds or ["html", "md", "csv", "jsonl"], begin, end, title)
+    files: list[str] = write(where, out, kinds or ["html", "md", "csv", "jsonl"], begin, end, title)
     for file in files:
         if file.endswith(".md"):
             create_markdown_artifact(key=key("report", where), markdown=Path(file).read_text(), description=title)

@@ -101,8 +101,6 @@ def kind_of(value: str, apps: Iterable[str] = (), *, service: bool = True, crede
         return "application"
     if credential:
         return "certificate" if _THUMBPRINT.fullmatch(value) else "key" if _GUID.fullmatch(value) else "credential"
-    if _THUMBPRINT.fullmatch(value):
-        return "certificate"
     return "service principal" if service and _GUID.fullmatch(value) else "account"
 
 
@@ -183,7 +181,14 @@ def _name(value: Any, _: str, values: Mapping[str, Any]) -> str:
 
 
 def _names(value: Any, _: str, values: Mapping[str, Any]) -> str:
-    return grouped(value, values.get("app_ids") or (), service=values.get("is_service") is not False)
+    held = values.get("credential_ids") or ()
+    parts = [[v for v in value if v in held], [v for v in value if v not in held]]
+    told = [
+        grouped(part, values.get("app_ids") or (), service=values.get("is_service") is not False, credential=place == 0)
+        for place, part in enumerate(parts)
+        if part
+    ]
+    return _joined(told)
 
 
 def _nets(value: Any, _: str, values: Mapping[str, Any]) -> str:

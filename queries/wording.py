@@ -19,13 +19,12 @@ from queries.text import (
     operations,
     plain,
     protocols,
-    short,
     size,
     span,
 )
 
-WORDS = 90  # in a summary, about
-MAILBOXES_NAMED = 2
+WORDS = 92  # in a summary, about
+TENANTS_NAMED = 3
 _WEAK = ("info", "low")
 _SOURCE = ("T01", "T03", "L01")  # whose facts say whether the source is declared
 
@@ -43,7 +42,7 @@ def summary(findings: Sequence[Finding], entities: Mapping[str, tuple[str, ...]]
             best[finding.detection] = finding
     required = [_lead(findings, entities, best)]
     steps = [step for _, step in sorted(_steps(findings), key=lambda item: item[0]) if step]
-    why = _why(best)
+    why = _why(findings, best)
     close = _probably(findings, entities)
     room = WORDS - sum(len(text.split()) for text in (*required, why, close))
     for step in steps:
@@ -116,7 +115,8 @@ def _subject(entities: Mapping[str, Sequence[str]]) -> str:
 
 def _lead(findings: Sequence[Finding], entities: Mapping[str, tuple[str, ...]], best: Mapping[str, Finding]) -> str:
     """When, who, from where, at whom, and how much in all."""
-    first, last = findings[0].first_seen, max(finding.last_seen for finding in findings)
+    sourced = [finding for finding in findings if finding.entities["source_networks"]] or findings
+    first, last = sourced[0].first_seen, max(finding.last_seen for finding in sourced)
     ids = entities["credential_ids"] or entities["principal_ids"] or entities["app_ids"]
     is_credential = bool(entities["credential_ids"])
     apps = () if is_credential or entities["principal_ids"] else ids
@@ -129,7 +129,7 @@ def _lead(findings: Sequence[Finding], entities: Mapping[str, tuple[str, ...]], 
     if len(tenants) > 1:
         all_tenants = max((int(f.facts.get("n_all_tenants") or 0) for f in findings), default=0)
         of = f" of {all_tenants} active" if all_tenants >= len(tenants) else ""
-        where = f" at {len(tenants)}{of} tenants ({listed(tenants)})"
+        where = f" at {len(tenants)}{of} tenants ({listed(tenants, TENANTS_NAMED)})"
     sentence = f"{_upper(span(first, last))}, {who} {'was' if len(ids) <= 1 else 'were'} used"
     return f"{sentence}{' from ' + told if told else ''}{where}{_amount(best)}."
 
@@ -159,7 +159,7 @@ def _steps(findings: Sequence[Finding]) -> Iterable[tuple[tuple[Any, ...], str]]
         groups.setdefault((finding.detection, kind if finding.detection == "X01" else ""), []).append(finding)
     others = [held[0] for (detection, _), held in groups.items() if detection not in (*_TELL, "T01", "T03")]
     for (detection, _), held in groups.items():
-        if detection in _TELL:
+        if detection in _TELL and not (detection == "L01" and ("T03", "") in groups):
             yield (held[0].first_seen, held[0].finding_id), _TELL[detection](held)
     if others:
         titles = "; ".join(dict.fromkeys(plain(finding.title) for finding in others))
@@ -192,15 +192,16 @@ def _journal(held: Sequence[Finding]) -> str:
     weight = sum(int(f.facts.get("n_bytes") or 0) for f in held)
     amount = f"{count(taken, 'message')}{f' ({size(weight)})' if weight else ''}"
     if held[0].entities["source_networks"]:
+        if all(f.severity in _WEAK for f in held):
+            return f"The source took {amount} from {what}."
         days = max(int(f.facts.get("n_bad_days") or 0) for f in held)
-        word = "The source" if all(f.severity in _WEAK for f in held) else "A second reader"
-        return f"{word} took {amount} from {what}" + (f" on {count(days, 'day')}." if days else ".")
+        return f"A second reader took {amount} from {what}" + (f" on {count(days, 'day')}." if days else ".")
     when = span(held[0].first_seen, max(finding.last_seen for finding in held))
     delivered = sum(int(f.facts.get("n_delivered") or 0) for f in held)
     match held[0].facts.get("flag"):
         case "messages_vanish":
-            lost = count(max(0, delivered - taken), "message")
-            return f"{_upper(when)}, {lost} of {delivered:,} vanished from {what}."
+            lost = f"{max(0, delivered - taken):,}"
+            return f"{_upper(when)}, {lost} of {count(delivered, 'delivered message')} vanished from {what}."
         case "second_copy":
             return f"{_upper(when)}, {what} gave out {amount} though it received {delivered:,}."
         case _:
@@ -210,17 +211,26 @@ def _journal(held: Sequence[Finding]) -> str:
 _TELL: Mapping[str, Callable[[Sequence[Finding]], str]] = {"M01": _opened, "L01": _walked, "X01": _journal}
 
 
-def _why(best: Mapping[str, Finding]) -> str:
+def _why(findings: Sequence[Finding], best: Mapping[str, Finding]) -> str:
     """Why it is unusual: the habit that it breaks."""
     facts = best["T01"].facts if "T01" in best else {}
     known = ""
     if "T03" in best and "n_tenants_before" in best["T03"].facts:
         known = "no tenant had" if not best["T03"].facts["n_tenants_before"] else "only one tenant had"
     if facts.get("n_active_days"):
-        who = short(str(facts.get("entity_id")).removeprefix("pw:"))
-        text = f"In {count(facts['n_active_days'], 'active day')} before, {who} had never been used from there"
-        rate = f" (a new source shows on about {one_in(facts['p_new'])})" if facts.get("p_new") else ""
-        return f"{text}{rate}{f', and {known} seen the source' if known else ''}."
+        used = [finding for finding in findings if finding.detection == "T01"]
+        ids = {str(finding.facts["entity_id"]) for finding in used}
+        days = count(min(int(finding.facts["n_active_days"]) for finding in used), "active day")
+        kind = kind_of(
+            ids.copy().pop(), facts.get("app_ids") or (), credential=facts.get("entity_kind") == "credential"
+        )
+        text = f"In {days} before, the {kind} had never been used from there"
+        if len(ids) > 1:
+            text = f"In at least {days} before, {_judged(used)} had never been used from there"
+        elif facts.get("p_new"):
+            text += f" (a new source shows on about {one_in(facts['p_new'])})"
+        is_weak = all(finding.severity in _WEAK for finding in findings)
+        return f"{text}{f', and {known} seen the source' if known and not is_weak else ''}."
     if known:
         return f"Before, {known} seen the source."
     for detection in ("M01", "X01"):
@@ -229,10 +239,24 @@ def _why(best: Mapping[str, Finding]) -> str:
     return ""
 
 
+def _judged(findings: Iterable[Finding]) -> str:
+    """Whose history was looked at: one by its name, several by their number."""
+    ids: dict[bool, set[str]] = {True: set(), False: set()}
+    apps = set()
+    for finding in findings:
+        ids[finding.facts.get("entity_kind") == "credential"].add(str(finding.facts["entity_id"]))
+        apps |= set(finding.entities["app_ids"]) - set(finding.entities["principal_ids"])
+    told = [grouped(held, apps, credential=is_credential) for is_credential, held in ids.items() if held]
+    return " and ".join(told)
+
+
 def _probably(findings: Sequence[Finding], entities: Mapping[str, tuple[str, ...]]) -> str:
     """What a case is most likely, where all its signs are weak and come from declared networks."""
     if not entities["source_networks"] or any(f.severity not in _WEAK for f in findings) or not _declared(findings):
         return ""
     n = len(entities["tenant_ids"])
-    seen = "no new client was seen" + (f", and {n} tenants show it at once" if n > 1 else "")
-    return f"Probably a change of egress: the network is declared, {seen}. Confirm it with the vendor."
+    signs = ["declared network"]
+    if not any(f.facts.get("is_new_client") or f.facts.get("has_new_client") for f in findings):
+        signs.append("no new client")
+    signs += [f"{n} tenants at once"] if n > 1 else []
+    return f"Probably a change of egress: {', '.join(signs)}. Confirm it with its owner."

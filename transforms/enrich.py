@@ -1,4 +1,4 @@
-"""What every event gets, whatever its format: identity, day, tenant, canonical addresses, network, client fingerprint."""
+"""What every event gets, whatever its format: identity, day, tenant, addresses, network, client fingerprint."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ _GUID = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-
 _PRIVATE = pl.DataFrame(
     {
         "network": [
-            "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "169.254.0.0/16", "fc00::/7", "fe80::/10", "::1/128",
+            "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8",
+            "169.254.0.0/16", "fc00::/7", "fe80::/10", "::1/128",
         ],
         "kind": ["private"] * 8,
     }
@@ -128,7 +129,7 @@ def identified(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def with_tenant(rows: pl.DataFrame, refs: References) -> pl.DataFrame:
-    """Canonical tenant_id and tenant_basis: from the record, else a domain in the reference tables, else given, else none."""
+    """Canonical tenant_id and tenant_basis: from the record, else by a domain's reference, else given, else none."""
     missing = [c for c in ("tenant_id", "tenant_domain", "given_tenant_id") if c not in rows.columns]
     rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias(c) for c in missing)
     own = pl.col("tenant_id").replace("", None)
@@ -154,8 +155,8 @@ def enrich(rows: pl.DataFrame, table: str, refs: References) -> pl.DataFrame:
     """Event rows of one table with everything that does not depend on the format.
 
     Args:
-        rows: rows of any formats and pieces of evidence, with the columns that the formats fill, evidence_id and, where the
-            collection sheet tells them, given_tenant_id and given_host.
+        rows: rows of any formats and pieces of evidence, with the columns that the formats fill, evidence_id and, where
+            the collection sheet tells them, given_tenant_id and given_host.
         table: event table.
         refs: reference tables.
     """

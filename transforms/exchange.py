@@ -364,7 +364,7 @@ def _split(
 
 
 def _halves(frame: pl.DataFrame, step: Callable[[pl.LazyFrame], pl.LazyFrame]) -> pl.DataFrame:
-    """A step row by row, on two halves at once: splitting text uses one core for each. A small frame is not worth it."""
+    """A step row by row, on two halves at once: splitting text uses one core for each. Small frames do not gain."""
     if frame.height < _SMALL:
         return step(frame.lazy()).collect()
     middle = frame.height // 2

@@ -1,8 +1,8 @@
 """Evidence bytes to records: blocks of whole lines, CSV records or JSON objects, each record with its byte offset.
 
-A block is the unit of memory: a 100 GB log needs no more than a 1 GB one. Every byte of the evidence belongs to exactly one
-record or to the separators between records. What is no whole record (too long, text outside of an object) is a record too,
-with `damage` saying what is wrong, so that the caller can quarantine it.
+A block is the unit of memory: a 100 GB log needs no more than a 1 GB one. Every byte of the evidence belongs to exactly
+one record or to the separators between records. What is no whole record (too long, text outside of an object) is a
+record too, with `damage` saying what is wrong, so that the caller can quarantine it.
 """
 
 import io
@@ -102,11 +102,12 @@ def _sliced(data: bytes, split: Split) -> pl.DataFrame:
     starts, ends, damage, _ = split
     view = memoryview(data)
     raws = []
-    for at, (a, b) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        if b - a > MAX_RECORD_BYTES:
+    for at, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        kept = end
+        if end - start > MAX_RECORD_BYTES:
             damage.setdefault(at, TOO_LONG)
-            b = a + KEPT_OF_A_LONG_RECORD
-        raws.append(decode(bytes(view[a:b])))
+            kept = start + KEPT_OF_A_LONG_RECORD
+        raws.append(decode(bytes(view[start:kept])))
     return pl.DataFrame(
         {
             "byte_offset": starts.astype(np.int64),
@@ -161,9 +162,9 @@ class Framer:
             used = len(data) if last else data.rfind(b"\n") + 1
             return _lines(data[:used] if used < len(data) else data), used
         if self._framing == "csv":
-            split = split_csv(data, last, self._carry, MAX_RECORD_BYTES)
+            split = split_csv(data, self._carry, MAX_RECORD_BYTES, last=last)
         else:
-            split = split_json(data, last, self._carry, MAX_RECORD_BYTES)
+            split = split_json(data, self._carry, MAX_RECORD_BYTES, last=last)
         return _sliced(data, split), split[3]
 
     def _numbered(self, frame: pl.DataFrame) -> pl.DataFrame:

@@ -1,8 +1,8 @@
 """RFC 4180 records in a block of bytes, found by quote parity, with recovery after a stray quote.
 
-A newline ends a record where the number of quotes before it, counted from the record's start, is even. A cut or spliced line
-leaves a quote open and would swallow the rest of the file; so a record that spans lines and has not the header's number of
-fields is given up: its first line stands alone, and counting starts anew at the next line.
+A newline ends a record where the number of quotes before it, counted from the record's start, is even. A cut or spliced
+line leaves a quote open and would swallow the rest of the file; so a record that spans lines and has not the header's
+number of fields is given up: its first line stands alone, and counting starts anew at the next line.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ class _Marks:
         return int(self.parity[at - 1]) if at else 0
 
 
-def _first_bad(marks: _Marks, starts: np.ndarray, ends: np.ndarray, base: int, columns: int, longest: int) -> int:
+def _first_bad(marks: _Marks, starts: np.ndarray, ends: np.ndarray, base: int, *, columns: int, longest: int) -> int:
     """Index of the first record that spans lines and has the wrong number of fields, or is too long; -1 if none."""
     commas = marks.commas[base]
     fields = np.searchsorted(commas, ends) - np.searchsorted(commas, starts) + 1
@@ -46,18 +46,19 @@ def _first_bad(marks: _Marks, starts: np.ndarray, ends: np.ndarray, base: int, c
 
 
 def split_csv(
-    data: bytes, last: bool, carry: dict[str, Any], longest: int
+    data: bytes, carry: dict[str, Any], longest: int, *, last: bool
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str], int]:
     """Records of a block that begins at a record.
 
     Args:
         data: the block.
-        last: whether the evidence ends with it.
         carry: kept between blocks; holds the number of fields.
         longest: bytes that a record may have before it is given up.
+        last: whether the evidence ends with the block.
 
     Returns:
-        starts and ends (without line ends), damage by position (always empty: the parser sees the field count), bytes used.
+        starts and ends (without line ends), damage by position (always empty: the parser sees the field count), bytes
+        used.
     """
     columns: int = carry.setdefault("columns", _columns(data))
     marks = _Marks(data)
@@ -71,7 +72,9 @@ def split_csv(
         if last and (not len(ends) or ends[-1] != len(data) - 1):
             ends = np.append(ends, len(data))
         starts = np.concatenate([[at], ends[:-1] + 1]) if len(ends) else np.empty(0, dtype=np.int64)
-        bad = -1 if base < 0 or not len(ends) else _first_bad(marks, starts, ends, base, columns, longest)
+        bad = (
+            -1 if base < 0 or not len(ends) else _first_bad(marks, starts, ends, base, columns=columns, longest=longest)
+        )
         good = len(ends) if bad < 0 else bad
         out_starts.append(starts[:good])
         out_ends.append(ends[:good])

@@ -1,8 +1,8 @@
 """JSON objects in a block of bytes: the elements of an array, of a wrapped array, or objects one after another.
 
-Structure is found with NumPy: escaped quotes by the parity of the backslashes before them, strings by the parity of quotes,
-depth by the running sum of brackets outside strings. A damaged object would shift the depth of all that follows; so the
-beginning of an object, as the first one showed it (`{"FirstKey"`), is looked for again after the damage.
+Structure is found with NumPy: escaped quotes by the parity of the backslashes before them, strings by the parity of
+quotes, depth by the running sum of brackets outside strings. A damaged object would shift the depth of all that
+follows; so the beginning of an object, as the first one showed it (`{"FirstKey"`), is looked for again after the damage.
 """
 
 import json
@@ -143,15 +143,15 @@ def _damage(data: bytes, start: int, end: int, found: list[tuple[int, int, str |
 
 
 def split_json(
-    data: bytes, last: bool, carry: dict[str, Any], longest: int
+    data: bytes, carry: dict[str, Any], longest: int, *, last: bool
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str], int]:
     """Objects of a block.
 
     Args:
         data: the block; begins between objects.
-        last: whether the evidence ends with it.
         carry: kept between blocks: depth of the objects, how one begins.
         longest: bytes that an object may have before it is given up.
+        last: whether the evidence ends with the block.
 
     Returns:
         starts, ends, damage by position, bytes used.
@@ -178,7 +178,7 @@ def split_json(
 def _unfinished(
     data: bytes, rest: int, sync: re.Pattern[bytes] | None, *, last: bool
 ) -> list[tuple[int, int, str | None]]:
-    """What is left when no bracket closes: nothing, an end of wrapping, or damage up to the next beginning of an object."""
+    """What is left when no bracket closes: nothing, an end of wrapping, or damage up to the next object's beginning."""
     tail = data[rest:]
     inner = tail.strip(_FILLER + b"}")
     if not inner:

@@ -1,7 +1,7 @@
 """What passes between the parts of transforms: records in, rows with a disposition out.
 
-A *record* is one line, one CSV record or one JSON object of a piece of evidence. A format turns a frame of records into a
-frame with exactly one row per record; `disposition` says what became of it, so that nothing can be lost:
+A *record* is one line, one CSV record or one JSON object of a piece of evidence. A format turns a frame of records into
+a frame with exactly one row per record; `disposition` says what became of it, so that nothing can be lost:
 
 - the name of an event table: the row is an event of that table;
 - ``continuation``: it belongs to a record begun above it;
@@ -76,8 +76,8 @@ Parse = Callable[[pl.LazyFrame, Context], pl.LazyFrame]
 class Format:
     """One log format: how it is recognised and how its records become rows.
 
-    A format that is written through syslog names the `programs` that it knows (a regular expression for the whole program
-    tag) and its parse gets SYSLOG_SCHEMA; any other has `sniff` and gets RECORD_SCHEMA.
+    A format that is written through syslog names the `programs` that it knows (a regular expression for the whole
+    program tag) and its parse gets SYSLOG_SCHEMA; any other has `sniff` and gets RECORD_SCHEMA.
     """
 
     name: str

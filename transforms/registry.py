@@ -1,7 +1,7 @@
 """Which formats there are, which of them reads a piece of evidence, and how its records pass through them.
 
-Formats are found because their file is in transforms/formats. Those that are written through syslog share one envelope: each
-line goes to the format that knows its program.
+Formats are found because their file is in transforms/formats. Those that are written through syslog share one envelope:
+each line goes to the format that knows its program.
 """
 
 import importlib
@@ -78,7 +78,7 @@ def _forced(head: Head, forced: str) -> Choice:
 
 
 def parse(choice: Choice, records: pl.DataFrame, ctx: Context) -> pl.DataFrame:
-    """Rows of one block: exactly one for each record, with `disposition`, `reason` and the columns that formats fill."""
+    """Rows of one block: exactly one a record, with `disposition`, `reason` and the columns that formats fill."""
     damaged = records.filter(pl.col("damage").is_not_null())
     whole = records.filter(pl.col("damage").is_null()).drop("damage") if damaged.height else records.drop("damage")
     rows = _parse_syslog(whole, ctx) if choice.name == SYSLOG else _one(choice.name, whole, ctx)

@@ -199,12 +199,12 @@ declared_nets as (
         on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
         and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
         and if(
-            n.is_ipv6,
-            try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint) >> (48 - r.prefix)
-            = try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint) >> (48 - r.prefix),
-            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
-            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
-        )
+            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
+            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
+        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
+            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
+            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
+        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
     group by n.src_net
 ),
 
@@ -279,8 +279,8 @@ weighed as (
     left join tenants as t on d.tenant_id = t.tenant_id
 )
 
-select tenant_id, source, cast(first_seen as date) as first_day, first_seen, last_seen, path, n_protocols, n_ok, n_protocols - n_ok as n_refused, n_legs,
-    hours,
+select tenant_id, source, cast(first_seen as date) as first_day, first_seen, last_seen, path, n_protocols, n_ok,
+    n_protocols - n_ok as n_refused, n_legs, hours,
     list_distinct(list_concat(coalesce(principal_ids, []), coalesce(app_ids, []))) as who,
     concat_ws(
         ' ',
@@ -298,6 +298,7 @@ select tenant_id, source, cast(first_seen as date) as first_day, first_seen, las
         if(is_fast, null, 'The steps lie days apart.')
     ) as remark,
     credential_ids, principal_ids, actor_ids, app_ids, source_networks, source_asns, client_fps, n_ops, n_items, is_declared,
+    is_new_client as has_new_client,
     case
         when is_new_tenant or (is_declared and not coalesce(is_new_client, false)) then 'low'
         when is_one_integration or is_declared or is_wide then 'medium'

@@ -55,7 +55,7 @@ The count of distinct mailboxes of an actor and day is judged by the negative bi
 and Benjamini and Hochberg's procedure (`queries.statistics`, with sources), and must be a multiple of the actor's own
 highest percentile. A network that an actor of long standing uses for the first time has a series of its own, which
 begins at zero: a thief hides behind a backup product's thousands otherwise.
-"""
+"""  # noqa: E501
 
 from collections.abc import Mapping
 from datetime import date, timedelta
@@ -79,7 +79,8 @@ where date between $first and $last and coalesce(logon_type, '') <> 'owner'
 group by 1, 2, 3
 """
 
-# New networks of actors that rarely show one (past their first 14 days, in which all are new), while their old networks go on: where those stop, the actor has moved.
+# New networks of actors that rarely show one (past their first 14 days, in which all are new), while their old networks
+# go on: where those stop, the actor has moved.
 NETWORK_DAYS = """
 with uses as (
     select coalesce(tenant_id, '') as tenant_key, actor_id, src_net, date, count(distinct mailbox_id)::bigint as n

@@ -189,7 +189,7 @@ histories as (
     from new_sources as s
     inner join entity_days as d
         on s.entity_kind = d.entity_kind and s.entity_tenant = d.entity_tenant and s.entity_id = d.entity_id
-        and d.date < s.first_day and d.date >= s.first_day - cast($baseline_days as integer)
+        and s.first_day > d.date and s.first_day - cast($baseline_days as integer) <= d.date
     group by s.entity_kind, s.entity_tenant, s.entity_id, s.level, s.source, s.first_day
     having count(*) >= $min_active_days
 ),
@@ -236,7 +236,7 @@ class_histories as (
     inner join class_days as d
         on m.entity_kind = d.entity_kind and m.protocol = d.protocol
         and m.principal_type is not distinct from d.principal_type
-        and d.date < h.source_day and d.date >= h.source_day - cast($baseline_days as integer)
+        and h.source_day > d.date and h.source_day - cast($baseline_days as integer) <= d.date
     group by h.entity_kind, h.entity_tenant, h.entity_id, h.level, h.source
 ),
 
@@ -277,12 +277,12 @@ declared_nets as (
         on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
         and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
         and if(
-            n.is_ipv6,
-            try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint) >> (48 - r.prefix)
-            = try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint) >> (48 - r.prefix),
-            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
-            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
-        )
+            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
+            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
+        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
+            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
+            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
+        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
     group by n.src_net
 ),
 

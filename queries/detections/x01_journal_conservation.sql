@@ -193,12 +193,12 @@ declared_nets as (
         on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
         and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
         and if(
-            n.is_ipv6,
-            try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint) >> (48 - r.prefix)
-            = try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint) >> (48 - r.prefix),
-            (try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)) >> (24 - r.prefix)
-            = (try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)) >> (24 - r.prefix)
-        )
+            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
+            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
+        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
+            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
+            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
+        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
 ),
 
 -- A declared range smaller than src_net: the readers of that network may or may not lie in it.
@@ -357,7 +357,8 @@ balance_findings as (
         end as what,
         if(
             flag = 'stopped_deleting', 'Usually its readers delete nearly all that they retrieve.',
-            'Usually its readers retrieve ' || regexp_replace(cast(round(100 * avg(normal_ratio), 1) as varchar), '\.0$', '') || ' % of what it receives.'
+            'Usually its readers retrieve '
+            || regexp_replace(cast(round(100 * avg(normal_ratio), 1) as varchar), '\.0$', '') || ' % of what it receives.'
         ) as normal,
         least(1.0, 0.7 + 0.1 * (count(*) - 1)) as confidence, cast(null as hugeint) as n_sessions,
         cast(null as boolean) as is_declared_net, cast(null as boolean) as has_company

@@ -201,7 +201,7 @@ def test_a_broken_detection_does_not_hide_the_others(tmp_path: Path) -> None:
         ),
         ('name = "settle_days"', 'name = "settle"', "settle_days is used but not declared"),
         ("order by first_seen, entity_kind", "; drop table x; select 1 order by first_seen, entity_kind", "sql:"),
-        ('title = "New', "title = New", "t01_x.sql:3:"),
+        ('title = "Service', "title = Service", "t01_x.sql:3:"),
         ("blind_spots = [", "blind_spot = [", "blind_spots: is missing"),
         ('"first_seen", "credentials"', '"first_seen", "access_events"', "access_events holds events"),
     ],

@@ -176,7 +176,7 @@ def test_the_summary_says_how_much_who_and_how_far() -> None:
         "1 detection ran over the logs from 2021-01-04 00:00 to 2021-02-18 00:00 UTC. Result: 2 cases "
         "(2 critical)." in text
     )
-    assert "From 2021-02-03 to 2021-02-04, credential svc-mail used from svc-mail against tenant svc-mail" in text
+    assert "**Case 1 (critical).** Credential svc-mail used from a new network at tenant svc-mail." in text
     assert "- Credentials to revoke or clear: svc-mail" in text
     assert "1 limit of these logs is stated below, and 1 detection could not run." in text
 

@@ -14,7 +14,6 @@ from polars.testing import assert_frame_equal
 
 from data_contracts import contract
 from transforms.derived import context_days, derived, edge_days, first_seen, journal_hours
-from transforms.sessions import requests_once, with_login
 
 DAY = date(2021, 1, 12)
 NOON = datetime(2021, 1, 12, 12, tzinfo=UTC)
@@ -52,20 +51,6 @@ def build(name: str, tables: Mapping[str, pl.LazyFrame], day: date = DAY) -> pl.
     streamed = rows.collect(engine="streaming")
     assert_frame_equal(rows.collect(engine="in-memory"), streamed)
     return streamed
-
-
-def login(**row: Any) -> dict[str, Any]:
-    return {
-        "protocol": "pop3", "source": "dovecot", "action": "auth", "host": "pop", "principal_id": "journal@a.example",
-        "mailbox_id": "journal@a.example", "credential_id": "pw:journal@a.example", "src_ip": "192.0.2.7",
-        "src_net": "192.0.2.0/24", "src_asn": 64500, "src_class": "vendor_egress", "client_fp": "00000000000000aa",
-    } | row  # fmt: skip
-
-
-def session(**row: Any) -> dict[str, Any]:
-    unknown = {"src_ip": None, "src_net": None, "src_asn": None, "src_class": None, "client_fp": None}
-    counted = {"action": "session", "agg_level": "session", "retr_count": 10, "dele_count": 10, "bytes_out": 1000}
-    return login() | unknown | counted | row
 
 
 # One event of every kind that the tables look at, in a small world so that keys collide and joins find partners.
@@ -253,105 +238,6 @@ def test_hour_bits_name_the_hours() -> None:
     assert build("context_days", {"access_events": rows})["hour_bits"].to_list() == [1 + 2**5 + 2**23]
 
 
-def test_one_ews_request_in_three_logs_counts_once() -> None:
-    back = {"source": "exchange_ews", "protocol": "ews", "session_id": "r1", "principal_id": "svc@a.example",
-            "principal_type": "service_account", "mailbox_id": "ceo@a.example", "src_ip": "10.0.0.5",
-            "src_net": "10.0.0.0/24"}  # fmt: skip
-    front = back | {"source": "exchange_httpproxy", "action": "proxy", "mailbox_id": None, "src_ip": "192.0.2.7",
-                    "src_net": "192.0.2.0/24", "bytes_out": 5000, "client_fp": "00000000000000aa"}  # fmt: skip
-    server = front | {"source": "iis", "bytes_out": 5100, "src_ip": "10.0.0.1", "src_net": "10.0.0.0/24"}
-    rows = access(
-        back,
-        front,
-        front | {"session_id": "only-front"},
-        server | {"session_id": "only-front"},
-        server | {"session_id": "only-server"},
-        back | {"session_id": None},
-        back | {"session_id": "own-bytes", "bytes_out": 7},
-        front | {"session_id": "own-bytes"},
-    )
-    once = requests_once(rows).collect()
-    assert once.columns == rows.collect_schema().names()
-    told = once.select("session_id", "source", "src_ip", "bytes_out").sort("session_id", "source").rows()
-    assert told == [
-        (None, "exchange_ews", "10.0.0.5", None),
-        ("only-front", "exchange_httpproxy", "192.0.2.7", 5000),
-        ("only-server", "iis", "10.0.0.1", 5100),
-        ("own-bytes", "exchange_ews", "192.0.2.7", 7),
-        ("r1", "exchange_ews", "192.0.2.7", 5000),
-    ]
-    states = build("context_days", {"access_events": rows})
-    assert states["n_rows"].sum() == 5
-    edges = build("edge_days", {"access_events": rows}).filter(src_net="192.0.2.0/24")
-    assert edges.select("mailbox_id", "n_ops", "bytes_out").rows() == [("ceo@a.example", 2, 5007)]
-
-
-def test_front_ends_that_disagree_do_not_overrule_the_back_end() -> None:
-    back = {"source": "exchange_ews", "session_id": "r1", "src_ip": "10.0.0.5", "src_net": "10.0.0.0/24"}
-    one = {"source": "exchange_httpproxy", "session_id": "r1", "src_ip": "192.0.2.7", "src_net": "192.0.2.0/24"}
-    other = one | {"src_ip": "198.51.100.9", "src_net": "198.51.100.0/24"}
-    kept = requests_once(access(back, one, other)).collect()
-    assert kept.select("src_ip", "src_net").rows() == [("10.0.0.5", "10.0.0.0/24")]
-
-
-def at(hour: int, minute: int = 0, days: int = 0) -> datetime:
-    return NOON.replace(hour=hour, minute=minute) + timedelta(days=days)
-
-
-def test_a_session_takes_the_address_of_its_login() -> None:
-    attacker = {"src_ip": "203.0.113.9", "src_net": "203.0.113.0/24", "client_fp": "00000000000000bb"}
-    rows = access(
-        login(ts=at(9), session_id="s1"),
-        login(ts=at(9, 5), session_id="s2", **attacker),
-        session(ts=at(9, 10), session_id="s1", retr_count=1),  # the later login is not its own
-        session(ts=at(9, 20), retr_count=2),  # no session id: the latest login before it
-        session(ts=at(9, 30), retr_count=3, host="other"),  # another server: no login
-        session(ts=at(9, 40), retr_count=4, src_ip="192.0.2.8", src_net="192.0.2.0/24"),  # has its own
-        session(ts=at(8), retr_count=5),  # before any login
-        login(ts=at(9, 50), outcome="failure", src_ip="198.51.100.1", src_net="198.51.100.0/24"),
-        session(ts=at(9, 55), retr_count=6, session_id="unknown"),
-        session(ts=at(9, 56), retr_count=7, protocol="imap"),
-        login(ts=at(9, 57), principal_id="other@a.example", session_id="pid:18", src_ip="198.51.100.2"),
-        session(ts=at(9, 58), retr_count=8, session_id="pid:18"),  # the process id of another user's session
-    )
-    filled = with_login(rows).collect()
-    assert filled.columns == rows.collect_schema().names()
-    assert filled.height == 12
-    sources = dict(filled.filter(action="session").select("retr_count", "src_ip").iter_rows())
-    assert sources == {
-        1: "192.0.2.7", 2: "203.0.113.9", 3: None, 4: "192.0.2.8", 5: None, 6: "203.0.113.9", 7: None, 8: "203.0.113.9"
-    }  # fmt: skip
-    second = filled.row(by_predicate=pl.col("retr_count") == 2, named=True)
-    assert (second["src_net"], second["client_fp"]) == (attacker["src_net"], attacker["client_fp"])
-
-
-def test_two_logins_in_one_second_have_one_winner() -> None:
-    rows = [
-        login(ts=at(9), event_uid="a" * 40),
-        login(ts=at(9), event_uid="b" * 40, src_ip="203.0.113.9", src_net="203.0.113.0/24"),
-        session(ts=at(9, 1), event_uid="c" * 40),
-    ]
-    for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
-        filled = with_login(access(*(rows[place] for place in order))).filter(pl.col("action") == "session").collect()
-        assert filled.select("src_ip", "src_net").rows() == [("203.0.113.9", "203.0.113.0/24")]
-
-
-def test_a_login_before_midnight_counts_for_a_day_at_most() -> None:
-    rows = access(
-        login(ts=at(23, 59, days=-1), session_id="s1"),
-        session(ts=at(0, 4), session_id="s1"),
-        login(ts=at(1, 0, days=-1), principal_id="b@a.example"),
-        session(ts=at(0, 30), principal_id="b@a.example", mailbox_id="b@a.example"),
-        login(ts=at(1, 0, days=-1), principal_id="c@a.example"),
-        session(ts=at(2, 0), principal_id="c@a.example", mailbox_id="c@a.example"),
-    )
-    ledger = build("journal_hours", {"access_events": rows})
-    assert dict(ledger.select("mailbox_id", "src_net").iter_rows()) == {
-        "journal@a.example": "192.0.2.0/24", "b@a.example": "192.0.2.0/24", "c@a.example": None
-    }  # fmt: skip
-    assert build("context_days", {"access_events": rows})["n_rows"].sum() == 3
-
-
 def test_own_mailboxes_stay_out() -> None:
     own = {"principal_id": "ann@a.example", "mailbox_id": "ann@a.example", "principal_type": "user"}
     sid = "s-1-5-21-1-2-3-1104"
@@ -389,58 +275,6 @@ def test_edges_count_folders_and_throttling() -> None:
     edges = build("edge_days", {"access_events": rows})
     counted = edges.select("access_kind", "n_ops", "sync_folders", "n_throttled").sort("access_kind").rows()
     assert counted == [("bind", 4, 0, 1), ("sync", 8, 3, 0)]
-
-
-def test_a_delivery_in_two_logs_counts_once() -> None:
-    box = "journal@a.example"
-    deliveries = mail(
-        {"event": "queue", "queue_id": "Q1", "size_bytes": 900, "ts": at(8, 59)},
-        {"queue_id": "Q1", "rcpt": "Journal@A.example", "ts": at(9)},
-        {"source": "dovecot", "rcpt": box, "ts": at(9)},
-        {"source": "dovecot", "rcpt": box, "ts": at(8, 59)},  # the same delivery, on the other side of the hour
-        {"source": "dovecot", "rcpt": box, "ts": at(14), "size_bytes": 50},  # Postfix has nothing about this hour
-        {"source": "exchange_msgtrk", "rcpt": f"x@a.example; {box}", "ts": at(16), "size_bytes": 70},
-        {"rcpt": box, "ts": at(9, 30), "outcome": "failure"},
-        {"rcpt": box, "ts": at(9, 31), "event": "send"},
-        {"rcpt": "elsewhere@a.example", "ts": at(9)},
-        {"rcpt": box, "ts": at(9, days=-1)},
-    )
-    sessions = access(login(ts=at(9, 58)), session(ts=at(10), tenant_id="t1", maildrop_n=12), session(ts=at(10, 5)))
-    ledger = build("journal_hours", {"access_events": sessions, "mail_events": deliveries})
-    assert ledger.filter(pl.col("sessions") == 0).select("hour", "delivered", "delivered_bytes").rows() == [
-        (at(9), 1, 900), (at(14), 1, 50), (at(16), 1, 70)
-    ]  # fmt: skip
-    read = ledger.filter(pl.col("sessions") > 0).row(0, named=True)
-    expected = {"sessions": 2, "retrieved": 20, "retrieved_bytes": 2000, "deleted": 20, "maildrop_max": 12,
-                "src_net": "192.0.2.0/24", "credential_id": f"pw:{box}", "delivered": 0}  # fmt: skip
-    assert {name: read[name] for name in expected} == expected
-    assert ledger["tenant_id"].unique().to_list() == ["t1"]
-    assert ledger["is_journal"].to_list() == [False] * 4
-
-
-@pytest.mark.parametrize(
-    ("reference", "row"),
-    [
-        ("mailboxes", {"mailbox_id": "Journal@a.example", "tenant_id": "t9", "kind": "journal"}),
-        ("bindings", {"principal_id": "journal@a.example", "tenant_id": "t9", "service": "pop3", "scope": "journal"}),
-        (
-            "bindings",
-            {"credential_id": "pw:Journal@a.example", "tenant_id": "t9", "service": "pop3", "scope": "journal"},
-        ),
-    ],
-)
-def test_a_declared_journal_is_kept_even_if_nobody_reads_it(reference: str, row: dict[str, Any]) -> None:
-    tables = {"mail_events": mail({"rcpt": "journal@a.example"}), reference: frame(reference, [row])}
-    ledger = build("journal_hours", tables)
-    assert ledger.select("mailbox_id", "is_journal", "delivered").rows() == [("journal@a.example", True, 1)]
-
-
-def test_a_system_account_gets_what_its_own_host_delivered() -> None:
-    rows = access(session(principal_id="journal", mailbox_id="journal", host="mx"))
-    deliveries = mail({"rcpt": "journal@mx.a.example"}, {"rcpt": "journal@a.example", "host": "elsewhere"})
-    ledger = build("journal_hours", {"access_events": rows, "mail_events": deliveries})
-    assert ledger["mailbox_id"].unique().to_list() == ["journal"]
-    assert (ledger["delivered"].sum(), ledger["retrieved"].sum()) == (1, 10)
 
 
 def test_first_seen_is_the_month_of_successes() -> None:
