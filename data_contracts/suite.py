@@ -46,11 +46,6 @@ def compiled(contract: Contract) -> ExpectationSuite:
     return ExpectationSuite(name=contract.name, expectations=expectations)
 
 
-def rule_names(expectation: Any) -> list[str]:
-    """Names of the row rules that an expectation, or its configuration, stands for."""
-    return list((expectation.meta or {}).get("rules", ()))
-
-
 def _meta(*rules: Rule) -> dict[str, Any]:
     return {"rules": [rule.name for rule in rules], "reason": "; ".join(rule.reason for rule in rules)}
 

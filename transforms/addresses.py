@@ -234,20 +234,6 @@ def compile_networks(networks: pl.DataFrame, network: str = "network") -> Networ
     )
 
 
-def networks_match(
-    frame: pl.LazyFrame,
-    key_col: str,
-    networks: pl.DataFrame,
-    *,
-    columns: Sequence[str] = ("owner", "kind"),
-    network: str = "network",
-    ts: str | None = None,
-    prefix: str = "",
-) -> pl.LazyFrame:
-    """Longest-prefix match in one call: `compile_networks`, then `NetworkIndex.match`."""
-    return compile_networks(networks, network).match(frame, key_col, columns, ts=ts, prefix=prefix)
-
-
 Span = tuple[int, int, bool]  # first key, last key, is it IPv4
 
 

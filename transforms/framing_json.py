@@ -2,7 +2,8 @@
 
 Structure is found with NumPy: escaped quotes by the parity of the backslashes before them, strings by the parity of
 quotes, depth by the running sum of brackets outside strings. A damaged object would shift the depth of all that
-follows; so the beginning of an object, as the first one showed it (`{"FirstKey"`), is looked for again after the damage.
+follows; so the beginning of an object, as the first one showed it (`{"FirstKey"`), is looked for again after the
+damage.
 """
 
 import json

@@ -147,8 +147,8 @@ new_use as (
 steps as (
     select tenant_id, source, protocol, min(first_ts) as first_ts,
         min(first_ts) filter (where outcome = 'success') as ok_ts,
-        list(distinct coalesce(app_id, credential_id, principal_id)) as users,
-        list(distinct credential_id) filter (where credential_id is not null) as step_credentials
+        list(distinct coalesce(app_id, credential_id, principal_id) order by coalesce(app_id, credential_id, principal_id)) as users,
+        list(distinct credential_id order by credential_id) filter (where credential_id is not null) as step_credentials
     from new_use
     group by tenant_id, source, protocol
 ),
@@ -246,10 +246,10 @@ described as (
     select u.tenant_id, u.source, min(u.first_ts) as first_seen, max(u.last_ts) as last_seen,
         list(distinct u.credential_id order by u.credential_id) filter (where u.credential_id is not null) as credential_ids,
         list(distinct u.principal_id order by u.principal_id) filter (where u.principal_id is not null) as principal_ids,
-        list(distinct coalesce(u.principal_id, u.app_id)) as actor_ids,
+        list(distinct coalesce(u.principal_id, u.app_id) order by coalesce(u.principal_id, u.app_id)) as actor_ids,
         list(distinct u.app_id order by u.app_id) filter (where u.app_id is not null) as app_ids,
         list(distinct u.src_net order by u.src_net) as source_networks,
-        list(distinct u.src_asn) filter (where u.src_asn is not null) as source_asns,
+        list(distinct u.src_asn order by u.src_asn) filter (where u.src_asn is not null) as source_asns,
         list(distinct u.client_fp order by u.client_fp) filter (where u.client_fp is not null) as client_fps,
         cast(sum(u.n_ops) as bigint) as n_ops, cast(sum(u.items) as bigint) as n_items,
         bool_and(d.kind is not null or u.src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft')) as is_declared,

@@ -55,7 +55,7 @@ The count of distinct mailboxes of an actor and day is judged by the negative bi
 and Benjamini and Hochberg's procedure (`queries.statistics`, with sources), and must be a multiple of the actor's own
 highest percentile. A network that an actor of long standing uses for the first time has a series of its own, which
 begins at zero: a thief hides behind a backup product's thousands otherwise.
-"""  # noqa: E501
+"""
 
 from collections.abc import Mapping
 from datetime import date, timedelta

@@ -162,8 +162,8 @@ old_readers as (
 reader_totals as (
     select n.mailbox_id, n.level, n.src_net, n.client_fp, sum(l.retrieved) as n_retrieved, sum(l.retrieved_bytes) as n_bytes,
         count(distinct l.date) as n_days, sum(l.sessions) as n_sessions,
-        list(distinct l.credential_id) filter (where l.credential_id is not null) as credential_ids,
-        list(distinct l.client_fp) filter (where l.client_fp is not null) as client_fps
+        list(distinct l.credential_id order by l.credential_id) filter (where l.credential_id is not null) as credential_ids,
+        list(distinct l.client_fp order by l.client_fp) filter (where l.client_fp is not null) as client_fps
     from new_readers as n
     inner join ledger as l
         on n.mailbox_id = l.mailbox_id and n.src_net = l.src_net and l.sessions > 0

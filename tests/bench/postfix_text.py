@@ -4,7 +4,6 @@ import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-_DAEMON = "{ts} mx{host} postfix/{daemon}[{pid}]: "
 _TARGETS = ("example.com", "example.net", "example.org", "mail.example")
 
 

@@ -4,6 +4,7 @@ import csv as csv_module
 import io
 import json
 import re
+import unicodedata
 from datetime import UTC, date, datetime
 
 import polars as pl
@@ -71,7 +72,8 @@ def test_no_cell_and_no_heading_starts_a_formula(texts: list[str], name: str) ->
     rows = list(csv_module.reader(io.StringIO(written, newline="")))
     assert len(rows) == len(texts) + 1
     assert not [cell for row in rows for cell in row if cell.lstrip()[:1] in FORMULA and cell.lstrip()]
-    assert all(line.isprintable() for line in written.split("\n"))
+    # by category: Python and Polars know different versions of Unicode, and disagree on what is printable
+    assert not [c for c in written if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")]
 
 
 def test_csv_writes_every_kind_of_value() -> None:

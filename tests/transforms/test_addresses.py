@@ -1,6 +1,7 @@
 """Addresses in every shape that logs use, and the networks that hold them."""
 
 import ipaddress
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 
@@ -10,11 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_contracts.errors import RefusedError
-from transforms.addresses import MAPPED, canonical, compile_networks, networks_match, parse
+from transforms.addresses import MAPPED, canonical, compile_networks, parse
 
 FOUR = ("1.2.3.4", MAPPED + bytes([1, 2, 3, 4]))
 SIX = ("2001:db8::1", ipaddress.IPv6Address("2001:db8::1").packed)
 NONE = (None, None, None, None)
+
+
+def networks_match(
+    frame: pl.LazyFrame,
+    key_col: str,
+    networks: pl.DataFrame,
+    *,
+    columns: Sequence[str] = ("owner", "kind"),
+    ts: str | None = None,
+    prefix: str = "",
+) -> pl.LazyFrame:
+    return compile_networks(networks).match(frame, key_col, columns, ts=ts, prefix=prefix)
 
 
 @pytest.mark.parametrize(

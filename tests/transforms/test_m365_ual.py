@@ -7,20 +7,17 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, settings
 
 from transforms import ual_operations
 from transforms.formats.m365_ual import parse, sniff
 from transforms.model import RECORD_SCHEMA, Context, Head
 
 SAMPLES = Path(__file__).parents[1] / "samples"
-REAL = Path(__file__).parents[3] / "shared" / "samples" / "m365_ual"
 ORG = "5c1f3c0e-1f2a-4a6b-9c3d-0a1b2c3d4e5f"
 GRAPH = "00000003-0000-0000-c000-000000000000"
 EXCHANGE = "00000002-0000-0ff1-ce00-000000000000"
 KEY_1 = "7dffcdc5-f2d5-43ae-86f1-682561befd4b"
 KEY_2 = "d747da7e-e11b-4af2-aede-0487c44067af"
-QUICK = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def records(texts: list[str]) -> pl.LazyFrame:
