@@ -11,7 +11,7 @@ JOBS ?= 2
 setup: .venv/run.stamp
 dev: .venv/dev.stamp
 
-# With uv if it is there, with pip if not.
+# With uv if it is there, with pip if not. The lock is whole, so pip need not resolve (--no-deps): older ones fail at it.
 .venv/run.stamp: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; set PYTHON=..." >&2; exit 1; }
 	@test -x $(BIN)/python || if command -v uv >/dev/null; then uv venv -q -p $(PYTHON) .venv; else $(PYTHON) -m venv .venv; fi
@@ -19,7 +19,7 @@ dev: .venv/dev.stamp
 	@if command -v uv >/dev/null; then \
 	  VIRTUAL_ENV=.venv uv pip install -q --compile-bytecode --require-hashes -r requirements.lock && VIRTUAL_ENV=.venv uv pip install -q --no-deps --no-build-isolation -e . ; \
 	else \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements.lock && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . ; \
 	fi
 	@touch $@
@@ -29,7 +29,7 @@ dev: .venv/dev.stamp
 	@if command -v uv >/dev/null; then \
 	  VIRTUAL_ENV=.venv uv pip install -q --compile-bytecode --require-hashes -r requirements-dev.lock; \
 	else \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock; \
 	fi
 	@touch $@
 
