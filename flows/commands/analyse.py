@@ -123,7 +123,7 @@ def rules_show(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for logs, archive and report.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of the world.")] = 7,
-    tenants: Annotated[int, typer.Option(help="Tenants in the world.", min=12)] = 14,
+    tenants: Annotated[int, typer.Option(help="Tenants in the world.", min=12)] = 12,
     days: Annotated[int, typer.Option(help="Days of logs.", min=40)] = 45,
     clobber: Annotated[bool, typer.Option("--clobber", help="Replace an earlier demo in that folder.")] = False,
     to: FormatOption = OutputFormat.table,

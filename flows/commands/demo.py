@@ -19,7 +19,7 @@ _FIRST_CASES = 2
 
 
 def run_demo(
-    out: Path, *, seed: int = 7, tenants: int = 14, days: int = 45, clobber: bool = False, tell: Tell | None = None
+    out: Path, *, seed: int = 7, tenants: int = 12, days: int = 45, clobber: bool = False, tell: Tell | None = None
 ) -> dict[str, Any]:
     """Runs the main job once over a made-up incident.
 
