@@ -63,18 +63,18 @@ class RawRecord:
 
 
 def find(archive: "Archive", event_uid: str, day: date | None = None) -> RawRecord:
-    """Finds an event in the event tables and its evidence in the register.
+    """Finds an event, or a refused record by its quarantine_uid, and its evidence in the register.
 
     Args:
-        day: the event's UTC day, to read that day only.
+        day: the event's UTC day (of a refused record, that of the ingest), to read that day only.
 
     Raises UsageError when there is no such event, IntegrityError when its evidence is not in the register.
     """
     if not _EVENT_UID.fullmatch(event_uid):
         raise UsageError(f"{event_uid!r} is not an event_uid", "it has 40 hex digits; every event row has one")
-    for table in names("event"):
+    for table, uid in [*((name, "event_uid") for name in names("event")), ("quarantine", "quarantine_uid")]:
         rows = archive.scan(table, None if day is None else [day])
-        found = rows.filter(pl.col("event_uid") == event_uid).head(1).collect()
+        found = rows.filter(pl.col(uid) == event_uid).head(1).collect()
         if found.height:
             event = found.row(0, named=True)
             taken = archive.evidence.ingests(event["evidence_id"]).filter(pl.col("status") != "refused")

@@ -320,6 +320,15 @@ def test_raw_gives_the_line_back(archive: Archive, tmp_path: Path, pack: Any) ->
         assert archive.raw(events["event_uid"][number]).data.decode() == wanted[number]
 
 
+def test_raw_gives_a_refused_record_back(archive: Archive, tmp_path: Path) -> None:
+    log = tmp_path / "mail.log"
+    log.write_bytes(postfix(0, 2).encode() + b"no syslog \x00 line \xe9\n" + postfix(2, 3).encode())
+    ingest(archive, log)
+    refused = archive.scan("quarantine").collect().row(0, named=True)
+    assert refused["reason"] == "parse: line is no syslog line"
+    assert archive.raw(refused["quarantine_uid"]).data == b"no syslog \x00 line \xe9"
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys, flows.main; print([m for m in ('polars','duckdb','prefect','great_expectations','pyarrow','deltalake','rich') if m in sys.modules])"
     assert (
