@@ -201,7 +201,11 @@ def _refused(con: "duckdb.DuckDBPyConnection", _first: date, _last: date) -> lis
     ).fetchall()
     reasons = "; ".join(f"{plain(reason)} ({plain(name)}, {n:,})" for name, reason, n in rows)
     total = sum(n for _, _, n in rows)
-    found = [f"{total:,} records are in quarantine and took no part: {reasons}."] if rows else []
+    found = (
+        [f"In quarantine, without part in this: {total:,} record{'s' if total != 1 else ''}: {reasons}."]
+        if rows
+        else []
+    )
     ((refused,),) = con.execute("select count(*) from evidence where status = 'refused'").fetchall()
     if refused:
         found.append(f"{refused} piece(s) of evidence were refused as a whole.")
