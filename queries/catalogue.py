@@ -285,6 +285,8 @@ class _Checker:
         return good
 
     def evidence(self) -> EvidenceRule:
+        from data_contracts import names
+
         value = self.values.get("evidence")
         match = value.get("match") if isinstance(value, dict) else None
         time = value.get("time") if isinstance(value, dict) else None
@@ -294,7 +296,7 @@ class _Checker:
         if not isinstance(value, dict) or not good_match or time is None or not isinstance(value.get("table"), str):
             self.problem("evidence", "needs table, match and time = [first, last]")
             return EvidenceRule("access_events", {}, "", ("first_seen", "last_seen"))
-        if value["table"] not in ("access_events", "mail_events", "change_events"):
+        if value["table"] not in names("event"):
             self.problem("evidence.table", "is not an event table")
         where, follow = value.get("where", ""), bool(value.get("follow_sessions", False))
         return EvidenceRule(value["table"], dict(match or {}), where, (time[0], time[1]), follow)

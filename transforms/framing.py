@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import polars as pl
 
+from transforms.encodings import Encoding, Utf16, encoding_of, places_in_utf16, size_in_utf16, text_of
 from transforms.framing_csv import split_csv
 from transforms.framing_json import split_json
 from transforms.model import RECORD_SCHEMA, Framing, Head
@@ -30,10 +31,7 @@ Split = tuple[np.ndarray, np.ndarray, dict[int, str], int]
 
 def decode(data: bytes) -> str:
     """Text of record bytes: UTF-8, else Latin-1, in which every byte means something."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+    return text_of(data, "utf-8")
 
 
 def head_of(data: bytes, name: str) -> Head:
@@ -44,8 +42,9 @@ def head_of(data: bytes, name: str) -> Head:
         name: file name, for messages.
     """
     data = data[:HEAD_BYTES]
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = data.decode("utf-16", errors="replace")
+    if (encoding := encoding_of(data)) != "utf-8":
+        whole = data[: len(data) & ~1].decode(encoding, errors="replace").removeprefix("\ufeff")
+        text = whole[: whole.rfind("\n") + 1] or whole if len(data) == HEAD_BYTES else whole
     else:
         cut = data[: data.rfind(b"\n") + 1] or data if len(data) == HEAD_BYTES else data
         text = decode(cut.removeprefix(b"\xef\xbb\xbf"))
@@ -125,13 +124,23 @@ class Framer:
     Args:
         stream: binary stream at the first byte of the evidence (decompressed).
         framing: what a record is.
+        encoding: how the text is written; offsets and lengths count in the evidence's own bytes.
         block_bytes: how much is held at a time.
     """
 
-    def __init__(self, stream: BinaryIO, framing: Framing, *, block_bytes: int = BLOCK_BYTES) -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        stream: BinaryIO,
+        framing: Framing,
+        *,
+        encoding: Encoding = "utf-8",
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
+        self._utf16 = encoding != "utf-8"
+        self._stream: BinaryIO | Utf16 = Utf16(stream, encoding) if self._utf16 else stream
+        self._size: Callable[[bytes], int] = size_in_utf16 if self._utf16 else len
         self._framing = framing
-        self._block_bytes = block_bytes if framing == "lines" else min(block_bytes, 16 << 20)
+        self._block_bytes = block_bytes if framing == "lines" and not self._utf16 else min(block_bytes, 16 << 20)
         self._carry: dict[str, object] = {}
         self.offset = 0  # of the next block
         self.records = 0  # so far
@@ -142,14 +151,14 @@ class Framer:
         while True:
             chunk = self._stream.read(self._block_bytes)
             if progress and chunk:
-                progress(len(chunk))
+                progress(self._size(chunk))
             data = rest + chunk if rest else chunk
             if not data:
                 return
             frame, used = self._frame(data, last=not chunk)
             if frame.height:
-                yield self._numbered(frame)
-            self.offset += used
+                yield self._numbered(self._in_evidence(frame, data[:used]) if self._utf16 else frame)
+            self.offset += self._size(data[:used]) if self._utf16 else used
             rest = data[used:]
             if not chunk:
                 return
@@ -167,6 +176,14 @@ class Framer:
             split = split_json(data, self._carry, MAX_RECORD_BYTES, last=last)
         return _sliced(data, split), split[3]
 
+    @staticmethod
+    def _in_evidence(frame: pl.DataFrame, data: bytes) -> pl.DataFrame:
+        """Places in the transcoded text as places in the evidence."""
+        begin = frame["byte_offset"].to_numpy()
+        first = places_in_utf16(data, begin)
+        length = places_in_utf16(data, begin + frame["byte_length"].to_numpy()) - first
+        return frame.with_columns(pl.Series("byte_offset", first), pl.Series("byte_length", length))
+
     def _numbered(self, frame: pl.DataFrame) -> pl.DataFrame:
         first = self.records
         self.records += frame.height
@@ -183,17 +200,17 @@ class Framer:
 
     def _long_line(self, begun: bytes, progress: Callable[[int], None] | None) -> Iterator[pl.DataFrame]:
         """One record for a line that fills more than a block; its text is not kept beyond the beginning."""
-        kept, length = begun[:KEPT_OF_A_LONG_RECORD], len(begun)
+        kept, length = begun[:KEPT_OF_A_LONG_RECORD], self._size(begun)
         self._left = b""
         while chunk := self._stream.read(1 << 20):
             if progress:
-                progress(len(chunk))
+                progress(self._size(chunk))
             cut = chunk.find(b"\n")
             if cut >= 0:
-                length += cut
+                length += self._size(chunk[:cut])
                 self._left = chunk[cut + 1 :]
                 break
-            length += len(chunk)
+            length += self._size(chunk)
         else:
             cut = -1
         frame = pl.DataFrame(
@@ -201,4 +218,4 @@ class Framer:
             schema={k: BLOCK_SCHEMA[k] for k in ("byte_offset", "byte_length", "raw", "damage")},
         )
         yield self._numbered(frame)
-        self.offset += length + (cut >= 0)
+        self.offset += length + (self._size(b"\n") if cut >= 0 else 0)

@@ -77,7 +77,8 @@ class Format:
     """One log format: how it is recognised and how its records become rows.
 
     A format that is written through syslog names the `programs` that it knows (a regular expression for the whole
-    program tag) and its parse gets SYSLOG_SCHEMA; any other has `sniff` and gets RECORD_SCHEMA.
+    program tag) and its parse gets SYSLOG_SCHEMA; any other has `sniff` and gets RECORD_SCHEMA. One that is written
+    both ways has both, and tells by the column `program` which it got.
     """
 
     name: str

@@ -52,8 +52,6 @@ def choose(head: Head, forced: str | None = None) -> Choice | str:
         return _forced(head, forced)
     if not head.data:
         return "the file is empty"
-    if head.data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16 text: no format that is read here is written so"
     claims = [(f.name, m) for f in formats() if f.sniff and (m := f.sniff(head)) is not None]
     if (match := syslog.sniff(head)) is not None:
         claims.append((SYSLOG, match))
@@ -67,7 +65,8 @@ def choose(head: Head, forced: str | None = None) -> Choice | str:
 
 def _forced(head: Head, forced: str) -> Choice:
     found = next((f for f in formats() if f.name == forced), None)
-    if forced == SYSLOG or (found is not None and found.programs is not None):
+    own = found is not None and found.sniff is not None and found.sniff(head) is not None
+    if forced == SYSLOG or (found is not None and found.programs is not None and not own):
         match = syslog.sniff(head) or Match(0.0, "given", "lines")
         return Choice(SYSLOG, Match(match.score, "given: " + match.reason, match.framing, match.variant))
     if found is None or found.sniff is None:

@@ -15,11 +15,12 @@ from archive.register import HEAD_BYTES
 from archive.store import Archive
 from data_contracts import contract
 from transforms import registry, syslog
+from transforms.encodings import encoding_of, text_of
 from transforms.enrich import References, enrich, place_uid
 from transforms.framing import Framer, decode, head_of
 from transforms.model import CONTINUATION, IGNORED, QUARANTINED, Context
 
-EVENT_TABLES = ("access_events", "mail_events", "change_events")
+EVENT_TABLES = ("access_events", "mail_events", "change_events", "gateway_jobs")
 _EXCERPT = 2000
 _REASONS = 200  # distinct reasons that are counted by name
 
@@ -196,7 +197,7 @@ def read(source: Source, progress: Progress | None = None) -> Iterator[Block]:
     assert source.choice is not None
     stream, _, _ = source.piece.open()
     with stream:
-        framer = Framer(stream, source.choice.framing)
+        framer = Framer(stream, source.choice.framing, encoding=encoding_of(source.identity.head))
         for records in framer.blocks(progress):
             yield _block(source, _mark_cut(source, records))
         if source.identity.damage and source.identity.ends_with_newline:
@@ -315,7 +316,7 @@ def excerpts(source: Source, refused: pl.DataFrame) -> pl.DataFrame:
                 at += len(passed)
             data = stream.read(min(ends[offset], 4 * _EXCERPT))
             at += len(data)
-            found[offset] = decode(data)[:_EXCERPT]
+            found[offset] = text_of(data, encoding_of(source.identity.head))[:_EXCERPT]
     schema = {"byte_offset": pl.Int64, "excerpt": pl.String}
     begin = pl.DataFrame({"byte_offset": list(found), "excerpt": list(found.values())}, schema=schema)
     return placed(source, refused.drop("evidence_id").join(begin, on="byte_offset", how="left", maintain_order="left"))
