@@ -25,6 +25,7 @@ def ingest(
     year: int | None = None,
     tenant: str | None = None,
     dask: str | None = None,
+    geoip: str | None = None,
 ) -> dict[str, Any]:
     """Ingests evidence and leaves a table artifact with what became of each file.
 
@@ -34,12 +35,13 @@ def ingest(
         collection: CSV of how each file was collected.
         tz, year, tenant: for records that name none.
         dask: address of a Dask scheduler.
+        geoip: folder with databases in MaxMind's format.
 
     Returns:
         The totals of ``ingest -t json``.
     """
     where = located(archive)
-    options = {"collection": collection, "tz": tz, "year": year, "tenant": tenant, "dask": dask}
+    options = {"collection": collection, "tz": tz, "year": year, "tenant": tenant, "dask": dask, "geoip": geoip}
     answer = ingest_evidence(where, paths, options)
     rows = [
         {

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from flows.commands import analyse, collect
+from flows.commands import analyse, collect, formats
 
 app = typer.Typer(
     name="gatehound",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 collect.register(app)
 analyse.register(app)
+formats.register(app)
 
 
 def run() -> None:

@@ -1,8 +1,8 @@
 """Clients: what a user agent says in short, and a fingerprint of the traits that stay when an address changes.
 
-A user agent is free text written by the client. It is cut, cleaned and reduced to product and major version by linear
-regular expressions over distinct values. Mail clients and the client strings of the mailbox audit come first; a general
-browser database would name neither.
+A user agent is free text written by the client. It is cut, cleaned and reduced to product and major version over
+distinct values. Browsers are named by ua-parser's rules (linear regular expressions); what says its name in front, as
+mail clients and programs do, is called by that name, and the client strings of the mailbox audit are unwrapped.
 """
 
 from collections.abc import Sequence
@@ -26,21 +26,9 @@ _WRAPPER_NAME = r"^Client=([^;]+)"
 # in the mailbox audit: Client=ActiveSync;UserAgent=Apple-iPhone9C1/1602.92;Action=Sync
 _WRAPPED = r"(?:^|;)UserAgent=([^;]+)"
 
-# (pattern whose group 1 is the major version, product), the first that is found wins; more special before more general:
-# Edge says Chrome too, Chrome says Safari too
-_KNOWN = (
-    # Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.4266; Pro)
-    (r"\bMicrosoft Outlook (\d{1,4})\b", "Outlook"),
-    (r"^Mozilla/.*\bThunderbird/(\d{1,4})", "Thunderbird"),
-    (r"^Mozilla/.*\bEdg(?:e|A|iOS)?/(\d{1,4})", "Edge"),
-    (r"^Mozilla/.*\bOPR/(\d{1,4})", "Opera"),
-    (r"^Mozilla/.*\b(?:Chrome|CriOS)/(\d{1,4})", "Chrome"),
-    (r"^Mozilla/.*\b(?:Firefox|FxiOS)/(\d{1,4})", "Firefox"),
-    (r"^Mozilla/.*\bVersion/(\d{1,4})[^ ]* .*\bSafari/", "Safari"),
-    (r"^Mozilla/.*\bMSIE (\d{1,4})", "Internet Explorer"),
-    (r"^Mozilla/.*\bTrident/.*\brv:(\d{1,4})", "Internet Explorer"),
-    (r"^Mozilla/.*\bAppleWebKit/(\d{1,4})", "AppleWebKit"),
-)
+# Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.4266; Pro)
+_OUTLOOK = r"\bMicrosoft Outlook (\d{1,4})\b"
+_BROWSER = r"^(?:Mozilla|Opera)/"
 # macOS/13.4 (22F66); ExchangeWebServices/10.0.1 (262); Mail/16.0 (3731): the program comes last
 _MAC = r"^(?:Mac OS X|macOS)/.*; ?(?P<product>[A-Za-z][\w .-]{0,40})/(?P<major>\d{1,6})[^;]*$"
 # Mozilla/5.0 (compatible; Name/1.2; ...)
@@ -99,13 +87,12 @@ def _reduce(agents: pl.Series) -> pl.Series:
     text = pl.col("agent").str.slice(0, LONGEST_AGENT).str.replace_all(_UNPRINTABLE, " ").str.strip_chars(" \"'")
     bare = pl.col("text").str.replace(_WRAPPER, "").str.strip_chars(" ;")
     inner = pl.coalesce(bare.str.extract(_WRAPPED), bare)
-    known = [pl.lit(f"{product}/") + pl.col("inner").str.extract(pattern) for pattern, product in _KNOWN]
     name = pl.col("inner").str.extract(_NAME).str.strip_chars()
     family = pl.coalesce(
-        *known[:1],
+        pl.lit("Outlook/") + pl.col("inner").str.extract(_OUTLOOK),
         _product(_MAC),
         _product(_COMPATIBLE),
-        *known[1:],
+        pl.when(pl.col("inner").str.contains(_BROWSER)).then("inner").map_batches(_browsers, return_dtype=pl.String),
         _product(_BEHIND),
         _product(_PRODUCT),
         name + " (" + pl.col("inner").str.extract(_LIBRARY) + ")",
@@ -122,6 +109,19 @@ def _reduce(agents: pl.Series) -> pl.Series:
         .select(pl.when(pl.col("family").is_in(["", "-"])).then(None).otherwise(pl.col("family")))
         .to_series()
     )
+
+
+def _browsers(agents: pl.Series) -> pl.Series:
+    """What ua-parser calls each agent; null for null and for what it does not know."""
+    if agents.null_count() == len(agents):
+        return agents
+    from ua_parser import parse_user_agent
+
+    def named(agent: str) -> str | None:
+        found = parse_user_agent(agent)
+        return None if found is None else f"{found.family}/{found.major}" if found.major else found.family
+
+    return pl.Series(agents.name, [a and named(a) for a in agents.to_list()], dtype=pl.String)
 
 
 def _product(pattern: str) -> pl.Expr:

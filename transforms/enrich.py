@@ -9,6 +9,7 @@ import polars as pl
 
 from transforms.addresses import NetworkIndex, canonical, compile_networks
 from transforms.clients import with_clients
+from transforms.geo import Lookup, place
 
 _UID_EVIDENCE = 24  # hex digits of the evidence's hash in an event_uid; 16 more hold the offset
 _HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
@@ -31,6 +32,7 @@ class References:
     tenants: pl.DataFrame
     networks: pl.DataFrame
     asn: pl.DataFrame
+    geo: tuple[Lookup, ...] = ()
 
     @cached_property
     def tenant_by_id(self) -> pl.DataFrame:
@@ -178,7 +180,8 @@ def enrich(rows: pl.DataFrame, table: str, refs: References) -> pl.DataFrame:
 
 
 def _placed(lazy: pl.LazyFrame, refs: References) -> pl.LazyFrame:
-    """src_class and src_org from the declared networks, src_asn, src_org and src_cc from the prefixes."""
+    """src_class and src_org from the declared networks, src_asn, src_org and src_cc from the prefixes; then what the
+    databases of addresses tell."""
     lazy = refs.network_index.match(lazy, "src_ip_key", ["kind", "owner"], ts="ts", prefix="__net_")
     lazy = lazy.with_columns(pl.col("__net_kind").alias("src_class"), pl.col("__net_owner").alias("src_org"))
     if (index := refs.asn_index) is not None:
@@ -187,4 +190,4 @@ def _placed(lazy: pl.LazyFrame, refs: References) -> pl.LazyFrame:
             pl.col("__as_asn").alias("src_asn"), pl.col("__as_country").alias("src_cc"),
             pl.coalesce("src_org", "__as_organisation").alias("src_org"),
         ).drop("__as_asn", "__as_country", "__as_organisation")  # fmt: skip
-    return lazy.drop("__net_kind", "__net_owner")
+    return place(lazy.drop("__net_kind", "__net_owner"), refs.geo)

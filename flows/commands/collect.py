@@ -86,6 +86,9 @@ def ingest(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Host that the logs come from, where they do not say.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Tenant of records that name none.")] = None,
+    geoip: Annotated[
+        str | None, typer.Option(help="Folder with *.mmdb databases: network owner, country and kind of each address.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a file if any record is quarantined.")] = False,
     jobs: Annotated[int, typer.Option(help="Threads for parsing; 0 takes all cores.", min=0)] = 0,
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler: one task per file.")] = None,
@@ -109,6 +112,7 @@ def ingest(
             tenant=tenant,
             strict=strict,
             dask=dask,
+            geoip=geoip,
             tell=tell,
         )
     show_ingest(answer, to)

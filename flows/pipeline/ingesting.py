@@ -39,6 +39,7 @@ class Options:
     collection: pl.DataFrame | None = None
     how: How = field(default_factory=How)
     strict: bool = False
+    geoip: str | None = None
 
     def for_piece(self, label: str) -> How:
         """How a piece was collected: the first row of collection.csv whose pattern fits, then the caller's word."""
@@ -114,7 +115,7 @@ class Ingest:
         self.tell = tell or (lambda _what, _size: None)
         self.run_id = uuid.uuid4().hex[:16]
         self.at = datetime.now(UTC)
-        self.refs: References = load_references(archive)
+        self.refs: References = load_references(archive, options.geoip)
         self.finished: list[Source] = []
         self._taken = Run()
         self._batch = _Batch()

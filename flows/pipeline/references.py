@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,48 @@ _LONGEST_NAME = 128
 _ENCODING = "save it as UTF-8 (in Excel: CSV UTF-8)"
 
 
-def load_references(archive: Archive) -> References:
-    """The reference tables that enrichment uses, as they stand now."""
-    return References(*(archive.scan(name).collect() for name in ("tenants", "networks", "asn")))
+def load_references(archive: Archive, geoip: str | None = None) -> References:
+    """The reference tables that enrichment uses, as they stand now, and the databases of addresses in a folder."""
+    databases = tuple(database.get for _, database in open_geoip(geoip)) if geoip else ()
+    tenants, networks, asn = (archive.scan(name).collect() for name in ("tenants", "networks", "asn"))
+    return References(tenants, networks, asn, databases)
+
+
+def open_geoip(folder: str) -> list[tuple[Path, Any]]:
+    """The databases in MaxMind's format of a folder, in the order of their names.
+
+    Raises:
+        UsageError: there is none, or one cannot be read; names the file.
+    """
+    import maxminddb
+
+    files = sorted(Path(folder).glob("*.mmdb"))
+    if not files:
+        raise UsageError(
+            f"{folder}: there is no *.mmdb file", "give the folder that holds GeoLite2-ASN.mmdb or the like"
+        )
+    opened = []
+    for file in files:
+        try:
+            opened.append((file, maxminddb.open_database(file)))
+        except (OSError, ValueError, maxminddb.InvalidDatabaseError) as error:
+            raise UsageError(f"{file}: is no database in MaxMind's format: {error}") from error
+    return opened
+
+
+def describe_geoip(folder: str) -> list[dict[str, Any]]:
+    """What the custody log keeps of the databases: file, sha256, type, time it was built."""
+    from archive.evidence import hash_file
+
+    return [
+        {
+            "path": str(file),
+            "sha256": hash_file(str(file)),
+            "type": database.metadata().database_type,
+            "built": datetime.fromtimestamp(database.metadata().build_epoch, UTC).isoformat(),
+        }
+        for file, database in open_geoip(folder)
+    ]
 
 
 def read_table(name: str, path: str) -> pl.DataFrame:

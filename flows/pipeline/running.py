@@ -10,7 +10,7 @@ from data_contracts.errors import UsageError
 from flows.pipeline.deriving import refresh
 from flows.pipeline.ingesting import Ingest, Options
 from flows.pipeline.reading import How
-from flows.pipeline.references import read_table
+from flows.pipeline.references import describe_geoip, read_table
 from flows.pipeline.registering import totals
 
 Tell = Callable[[str, int], None]
@@ -28,6 +28,7 @@ def ingest_paths(
     tenant: str | None = None,
     strict: bool = False,
     dask: str | None = None,
+    geoip: str | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Ingests evidence and brings the derived tables up to date.
@@ -39,6 +40,7 @@ def ingest_paths(
         format, tz, year, host, tenant: what the caller says of all files; a row of the collection sheet comes first.
         strict: refuse a file if any of its records is quarantined.
         dask: address of a Dask scheduler.
+        geoip: folder with databases in MaxMind's format.
         tell: told of progress.
 
     Returns:
@@ -53,7 +55,9 @@ def ingest_paths(
     if sheet is not None:
         for zone in sheet["tz"].drop_nulls().unique():
             _check_zone(zone)
-    options = Options(sheet, How(format, tz, year, host, tenant), strict)
+    if geoip:
+        opened.custody("geoip", {"databases": describe_geoip(geoip)})
+    options = Options(sheet, How(format, tz, year, host, tenant), strict, geoip)
     answer = _on_dask(archive, paths, options, dask) if dask else Ingest(opened, options, tell).run(paths)
     opened = Archive.open(archive)
     refresh(opened, lambda table, _days: tell(f"derive {table}", 0) if tell else None)

@@ -44,9 +44,9 @@ def _family(*agents: str | None) -> list[str | None]:
         ("Mozilla/5.0 (X11) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0 Safari/537.36 Edg/121.0", "Edge/121"),
         (
             "Mozilla/5.0 (iPhone) AppleWebKit/605.1 (KHTML, like Gecko) Version/16.5 Mobile/15E Safari/604.1",
-            "Safari/16",
+            "Mobile Safari/16",
         ),
-        ("Mozilla/4.0 (compatible; MSIE 8.0; Windows NT 6.1)", "Internet Explorer/8"),
+        ("Mozilla/4.0 (compatible; MSIE 8.0; Windows NT 6.1)", "IE/8"),
         ("Mozilla/5.0 (compatible; bot-x/2.0; +http://x.example)", "bot-x/2"),
         ("BAV2ROPC", "BAV2ROPC"),
         ("a\x00b\nc/9", "a b c/9"),
