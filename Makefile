@@ -33,6 +33,15 @@ dev: .venv/dev.stamp
 	fi
 	@touch $@
 
+.venv/bench.stamp: requirements-bench.lock .venv/dev.stamp
+	@echo "Adding a peer of the benchmark (once)" >&2
+	@if command -v uv >/dev/null; then \
+	  VIRTUAL_ENV=.venv uv pip install -q --compile-bytecode --require-hashes -r requirements-bench.lock; \
+	else \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.lock; \
+	fi
+	@touch $@
+
 demo: setup
 	@$(BIN)/gatehound demo --out demo --clobber
 
@@ -46,7 +55,7 @@ check: dev
 	@$(BIN)/mypy
 	@$(BIN)/sqlfluff lint -q queries/detections/*.sql
 
-bench: dev
+bench: .venv/bench.stamp
 	@$(BIN)/python -m tests.bench.run
 
 live: dev

@@ -1,6 +1,7 @@
-"""make bench: Postfix text to committed Parquet beside DuckDB reading the same file by regular expression, in one run.
+"""make bench: each format family from text to committed Parquet, beside DuckDB and ClickHouse extracting the same columns from
+the same file in the same run, and the peak memory at two sizes.
 
-Each side runs in its own process; wall time and peak resident memory are the operating system's. Nothing is asserted.
+Each side runs in its own process; wall time, CPU time and peak resident memory are the operating system's. Nothing is asserted.
 """
 
 import argparse
@@ -11,86 +12,106 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from tests.bench import postfix_text
+from tests.bench import peers, texts
 
-_DUCKDB = r"""
-import duckdb, sys
-con = duckdb.connect()
-con.execute("set threads=2")
-con.execute(f'''
-copy (
-  select regexp_extract(line, '^([A-Z][a-z]{{2}} [ 0-9]\d \d\d:\d\d:\d\d) (\S+) (postfix/[^\[ :]+)\[(\d+)\]:? (?:([0-9A-F]{{6,}}|NOQUEUE): )?(.*)$',
-           ['ts_raw', 'host', 'program', 'pid', 'queue_id', 'message']) as h,
-         regexp_extract(line, '(?:client=|connect from |established from )([^\[ ]*)\[([^\]]+)\]', ['src_host', 'src_ip']) as c,
-         regexp_extract(line, ': from=<([^>]*)>, size=(\d+), nrcpt=(\d+)', ['mail_from', 'size', 'nrcpt']) as f,
-         regexp_extract(line, ': to=<([^>]*)>, (?:orig_to=<([^>]*)>, )?relay=([^,]*), delay=([^,]*), delays=[^,]*, dsn=([^,]*), status=(\w+) \((.*)\)$',
-           ['rcpt', 'orig_rcpt', 'relay', 'delay', 'dsn', 'status', 'status_text']) as t,
-         regexp_extract(line, 'message-id=(.*)$', 1) as message_id,
-         regexp_extract(line, 'sasl_username=(\S+)', 1) as sasl_username,
-         regexp_extract(line, ': (TLSv[0-9.]+) with cipher (\S+)', ['tls_version', 'tls_cipher']) as tls
-  from read_csv('{sys.argv[1]}', columns={{'line': 'varchar'}}, delim='\x01', quote='', escape='', header=false, auto_detect=false, new_line='\\n')
-) to '{sys.argv[2]}' (format parquet, compression zstd)''')
-"""
+OURS = "gatehound"
 
 
-def _measured(command: list[str]) -> tuple[float, float, str]:
-    """Wall seconds, peak MiB and stdout of a process."""
+class Run(NamedTuple):
+    """One process: wall seconds, CPU seconds, peak MiB, stdout."""
+
+    seconds: float
+    cpu: float
+    peak: float
+    out: str
+
+
+def measured(command: list[str], limit: float = 1800) -> Run:
+    """Runs a process to its end."""
+    os.sync()
     began = time.monotonic()
-    done = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    out = done.stdout.read() if done.stdout else ""
-    _, status, usage = os.wait4(done.pid, 0)
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise SystemExit(f"{command[:4]} failed")
-    return time.monotonic() - began, usage.ru_maxrss / 1024, out
+    with tempfile.TemporaryFile("w+") as out:
+        done = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL)
+        while (ended := os.wait4(done.pid, os.WNOHANG))[0] == 0:
+            if time.monotonic() - began > limit:
+                done.kill()
+            time.sleep(0.01)
+        seconds = time.monotonic() - began
+        if os.waitstatus_to_exitcode(ended[1]) != 0:
+            raise SystemExit(f"{command[:4]} failed")
+        out.seek(0)
+        return Run(seconds, ended[2].ru_utime + ended[2].ru_stime, ended[2].ru_maxrss / 1024, out.read())
+
+
+def ingest(log: Path, archive: str) -> tuple[Run, dict[str, Any]]:
+    """gatehound's whole ingest in a new archive."""
+    gatehound = str(Path(sys.executable).parent / "gatehound")
+    subprocess.run([gatehound, "init", "-a", archive], check=True, capture_output=True)
+    run = measured([gatehound, "ingest", "-a", archive, str(log), "--year", "2021", "--tz", "UTC", "-t", "json"])
+    return run, json.loads(run.out)["evidence"][0]
+
+
+def family(name: str, size: int, folder: Path) -> dict[str, Any]:
+    """Figures of one family at one size."""
+    log, archive = folder / f"{name}.log", folder / f"archive-{name}-{size}"
+    records = texts.write(name, log, size * 1_000_000)
+    mb = log.stat().st_size / 1e6
+    ours, entry = ingest(log, str(archive))
+    figures: dict[str, Any] = {
+        "family": name, "mb": round(mb), "records": records, "events": sum(entry["events"].values()),
+        "format": entry["format"], "quarantined": sum(entry["quarantined"].values()),
+        "commit_s": entry["seconds"], "commit_mb_s": round(mb / entry["seconds"], 1),
+        "parquet_mb": round(sum(f.stat().st_size for f in archive.rglob("*.parquet")) / 1e6, 1),
+        "sides": {OURS: _side(ours, mb)},
+    }  # fmt: skip
+    for peer, code in peers.RUN.items():
+        statement = peers.statement(peer, name, str(log), str(folder / "peer.parquet"))
+        figures["sides"][peer] = _side(measured([sys.executable, "-c", code, statement]), mb)
+    log.unlink()
+    return figures
+
+
+def _side(run: Run, mb: float) -> dict[str, float]:
+    return {
+        "seconds": round(run.seconds, 2), "mb_s": round(mb / run.seconds, 1), "cpu_s": round(run.cpu, 1), "peak_mib": round(run.peak),
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The figures as a Markdown table."""
+    lines = [
+        "| family | MB | gatehound, MB/s | until the commit | peak MiB | DuckDB, MB/s | ClickHouse, MB/s | over DuckDB | over ClickHouse |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        ours, duck, click = (row["sides"][side] for side in (OURS, "DuckDB", "ClickHouse"))
+        lines.append(
+            f"| {row['family']} | {row['mb']} | {ours['mb_s']} | {row['commit_mb_s']} | {ours['peak_mib']:,} | {duck['mb_s']} | "
+            f"{click['mb_s']} | {ours['mb_s'] / duck['mb_s']:.2f} | {ours['mb_s'] / click['mb_s']:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Runs the benchmark and prints a table and, with --json, the figures."""
+    """Runs the benchmark and prints a table or, with --json, the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mb", type=int, default=600, help="size of the text, MB")
+    parser.add_argument("--family", choices=list(texts.FAMILIES), action="append", help="default: all")
+    parser.add_argument("--mb", type=int, action="append", help="size of the text, MB; default: 100 and 1000")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    gatehound = str(Path(sys.executable).parent / "gatehound")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "mail.log")
-        lines = postfix_text.write(log, given.mb * 1_000_000)
-        size = log.stat().st_size / 1e6
-        archive = str(Path(folder, "archive"))
-        subprocess.run([gatehound, "init", "-a", archive], check=True, capture_output=True)
-        os.sync()
-        ours, our_peak, answer = _measured(
-            [gatehound, "ingest", "-a", archive, str(log), "--year", "2021", "--tz", "UTC", "-t", "json"]
-        )
-        entry = json.loads(answer)["evidence"][0]
-        os.sync()
-        theirs, their_peak, _ = _measured(
-            [sys.executable, "-c", _DUCKDB, str(log), str(Path(folder, "duckdb.parquet"))]
-        )
-        stored = sum(f.stat().st_size for f in Path(archive).rglob("*.parquet")) / 1e6
-        figures = {
-            "text_mb": round(size), "lines": lines, "events": sum(entry["events"].values()),
-            "gatehound_s": round(ours, 2), "gatehound_mb_s": round(size / ours, 1), "gatehound_ingest_s": entry["seconds"],
-            "gatehound_ingest_mb_s": round(size / entry["seconds"], 1), "gatehound_peak_mib": round(our_peak), "parquet_mb": round(stored, 1),
-            "duckdb_s": round(theirs, 2), "duckdb_mb_s": round(size / theirs, 1), "duckdb_peak_mib": round(their_peak),
-            "ratio": round(theirs / ours, 2), "cores": os.cpu_count(),
-        }  # fmt: skip
-    if given.json:
-        print(json.dumps(figures, indent=2))
-        return
+        for name in given.family or texts.FAMILIES:
+            for size in given.mb or (100, 1000):
+                rows.append(family(name, size, Path(folder)))
+                print(f"{name}, {size} MB: {json.dumps(rows[-1]['sides'])}", file=sys.stderr)
+    cores = os.cpu_count()
     print(
-        f"Postfix text, {figures['text_mb']} MB, {lines:,} lines, {figures['cores']} cores; whole processes, start included\n"
-    )
-    print("| | seconds | MB/s | peak MiB |\n| --- | ---: | ---: | ---: |")
-    print(
-        f"| gatehound ingest (hash, parse, contract, GX, commit, derived) | {ours:.1f} | {size / ours:.0f} | {our_peak:.0f} |"
-    )
-    print(
-        f"| of this until the commit, without start and derived tables | {entry['seconds']:.1f} | {size / entry['seconds']:.0f} | |"
-    )
-    print(f"| DuckDB, regular expressions, to Parquet | {theirs:.1f} | {size / theirs:.0f} | {their_peak:.0f} |")
-    print(
-        f"\nratio {figures['ratio']} (gatehound's speed over DuckDB's); {figures['events']:,} events, {stored:.0f} MB of Parquet"
+        json.dumps({"cores": cores, "runs": rows}, indent=2)
+        if given.json
+        else f"{cores} cores; whole processes, start included\n\n{table(rows)}"
     )
 
 
