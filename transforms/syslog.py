@@ -102,7 +102,8 @@ def envelope(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
         .hstack(parts.select(list(_TEXTS)))
         .hstack([ts.alias("ts"), basis.alias("ts_basis")])
     )
-    return whole.select(list(SYSLOG_SCHEMA)).lazy()
+    # Polars 2.1 fails ("assertion failed: i < self.len()") on text columns that are cut into pieces in different places.
+    return whole.select(list(SYSLOG_SCHEMA)).rechunk().lazy()
 
 
 def in_parallel(read: Callable[[pl.DataFrame], T], frame: pl.DataFrame) -> list[T]:
