@@ -18,10 +18,17 @@ TOO_DEEP = "JSON is nested more than 64 deep"
 _DEEPEST = 64
 _MOST_FAILURES = 1000  # beginnings that lead nowhere, in one stretch; past it the rest is one damaged record
 _FILLER = b" \t\r\n,[]"
+_MEMBER = rb'\s*"[^"]{0,100}"\s*:\s*(?:"[^"]{0,1000}"|[-+.\w]{1,40}|\[\s*\])\s*,'
+_ARRAY = rb'"(?:value|[Rr]ecords|items|data|results|events|logs)"\s*:'
+# Arrays whose name says what their objects are, which these do not say themselves: the name is a record of its own.
+_NAMED = rb'"(?:messagesDelivered|messagesBlocked|clicksPermitted|clicksBlocked)"\s*:'
+_OPENING = rb"(?:\xef\xbb\xbf)?\{(?:" + _MEMBER + rb"){0,20}"
 _WRAPPED = re.compile(  # an API's answer: some plain members, then the array of objects
-    rb'(?:\xef\xbb\xbf)?\s*\{(?:\s*"[^"]{0,100}"\s*:\s*(?:"[^"]{0,1000}"|[-+.\w]{1,40})\s*,){0,20}'
-    rb'\s*"(?:value|[Rr]ecords|items|data|results|events|logs)"\s*:\s*\[\s*\{'
+    rb"(?:\xef\xbb\xbf)?\s*" + _OPENING + rb"\s*(?:" + _ARRAY + rb"|" + _NAMED + rb")\s*\[\s*\{"
 )
+_AGAIN = re.compile(_OPENING + rb"\s*" + _ARRAY + rb"\s*\[\s*")
+_NEXT = re.compile(rb"(?:" + _OPENING + rb"|(?:" + _MEMBER + rb"){0,20})\s*(" + _NAMED + rb")\s*\[\s*")
+_LONGEST_OPENING = 4000  # bytes
 _PLAIN = rb'"(?:[^"\\]|\\.){0,1000}"|[-+.\w]{1,40}'
 
 
@@ -81,6 +88,14 @@ def _objects(data: bytes, base: int) -> tuple[list[tuple[int, int, str | None]],
 
 def _between(data: bytes, start: int, end: int, found: list[tuple[int, int, str | None]]) -> None:
     text = data[start:end]
+    if len(text) <= _LONGEST_OPENING:
+        opening = text.lstrip(_FILLER + b"}")
+        if (named := _NEXT.fullmatch(opening)) is not None:
+            begin = end - len(opening)
+            found.append((begin + named.start(1), begin + named.end(1), None))
+            return
+        if _AGAIN.fullmatch(opening):  # answers one after another
+            return
     inner = text.strip(_FILLER)
     if inner and not (start == 0 and inner.lstrip(b"\xef\xbb\xbf").startswith(b'{"') and inner.endswith(b":")):
         begin = start + text.find(inner)
@@ -165,7 +180,7 @@ def split_json(
     found, rest = _objects(data, base)
     sync: re.Pattern[bytes] | None = carry.get("sync")
     if sync is None and found:
-        sync = carry["sync"] = _sync(data, next((s for s, _, d in found if d is None), found[0][0]))
+        sync = carry["sync"] = _sync(data, next((s for s, _, d in found if d is None and data[s : s + 1] == b"{"), found[0][0]))
     if last or len(data) - rest > longest:
         found += _unfinished(data, rest, sync, last=last)
         rest = len(data) if last else (found[-1][1] if found else rest)

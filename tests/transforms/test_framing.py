@@ -106,3 +106,17 @@ def test_head_leaves_out_the_cut_line() -> None:
     head = head_of(b"a\n" * 40_000, "x")
     assert len(head.data) == 65536
     assert set(head.lines) == {"a"}
+
+
+def test_named_arrays_of_an_answer_give_their_names_as_records() -> None:
+    """Proofpoint's answer says only by the array's name what became of the events in it."""
+    answer = (
+        b'{"queryEndTime":"2026-03-02T09:00:00Z","clicksPermitted":[],"messagesBlocked":[{"id":"a"},{"id":"b"}],'
+        b'"messagesDelivered":[{"id":"c"}]}'
+    )
+    raws = [b'"messagesBlocked":', b'{"id":"a"}', b'{"id":"b"}', b'"messagesDelivered":', b'{"id":"c"}']
+    for data in (answer, answer + b"\n" + answer):
+        for block in (100, 1 << 20):
+            frame = framed(data, "json", block_bytes=block)
+            assert [r.encode() for r in frame["raw"]] == raws * (len(data) // len(answer))
+            assert frame["damage"].is_null().all()
