@@ -25,7 +25,6 @@ HEARTBEAT = "subscription heartbeat"
 PLACE = tuple(name for name in RECORD_SCHEMA if name != "raw")
 
 _FIELDS = "#Fields:"
-_BARE = "DateTime,RequestId,"
 _MARK = "\ufeff"
 _QUOTED = r'(^|,)"(?:[^"]|"")*"'
 _MOST_LAYOUTS = 32  # per block; real files have one or two, hostile ones may name more
@@ -78,6 +77,14 @@ class Log:
     core: tuple[str, ...]  # a header without these is damaged
     want: tuple[str, ...]  # columns that are read of every row
     rare: Mapping[str, pl.Expr]  # columns that are read only of rows that (by their wanted columns) need them
+    time: str = "DateTime"  # column of the time; a bare row of names begins with it
+    second: str = "RequestId"  # the column after it
+    single_quotes: bool = True  # whether values stand in single quotes where they hold what would break the row
+
+    @property
+    def bare(self) -> str:
+        """How a row of names begins that stands without `#Fields:`."""
+        return f"{self.time},{self.second},"
 
 
 def sniff(head: Head, log: Log) -> Match | None:
@@ -86,7 +93,7 @@ def sniff(head: Head, log: Log) -> Match | None:
         if line.startswith("#Log-type:"):
             kind = line.partition(":")[2].strip()
             return Match(1.0, f"#Log-type: {kind}") if kind == log.kind else None
-        if line.startswith((_FIELDS, _BARE)) and _header(line, log):
+        if line.startswith((_FIELDS, log.bare)) and _header(line, log):
             return Match(0.95, f"columns of {log.kind}")
     widths = {len(version) for version in log.versions}
     rows = [line for line in head.lines[:50] if line and not line.startswith("#")]
@@ -114,18 +121,18 @@ def read(
         (rest, rows): together one row per record. `rest` has the record's place, `disposition` and `reason`; `rows` has
         the place, `ts`, and ``c.<name>`` (String, null for empty) for every name in `log.want` and `log.rare`.
     """
-    block = _halves(records.select(list(RECORD_SCHEMA)).collect(), lambda half: half.with_columns(**_line_columns()))
+    block = _halves(records.select(list(RECORD_SCHEMA)).collect(), lambda half: half.with_columns(**_line_columns(log)))
     headers = _headers(block, ctx, log)
     block = block.with_columns(segment=pl.col("opens").cum_sum())
     layouts, fitted = _fit(block.filter(pl.col("note").is_null()), headers, log)
-    single = bool(block["raw"].str.contains(",'", literal=True).any())
+    single = log.single_quotes and bool(block["raw"].str.contains(",'", literal=True).any())
     parts = [_read(fitted.filter(layout=number), layout, log, single=single) for number, layout in enumerate(layouts)]
     names = [f"c.{name}" for name in (*log.want, *log.rare)]
     rows = pl.concat([pl.DataFrame(schema=_schema(names)), *parts], how="diagonal")
     rows = rows.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in names)
-    rows = rows.with_columns(ts=_time())
+    rows = rows.with_columns(ts=_time(log.time))
     broken = pl.when("bad_csv").then(pl.lit(MISFIT)).when(pl.col("ts").is_null()).then(pl.lit(BAD_TIME))
-    left_out = pl.coalesce(pl.when(holds).then(pl.lit(why)) for why, holds in ignored.items())
+    left_out = pl.coalesce(pl.lit(None), *(pl.when(holds).then(pl.lit(why)) for why, holds in ignored.items()))
     rows = rows.with_columns(broken=broken, left_out=pl.when(broken.is_null()).then(left_out))
     rest = (
         _left(block, IGNORED, "note"),
@@ -273,11 +280,11 @@ def same_account(user: pl.Expr, other: pl.Expr) -> pl.Expr:
     return (user == other) | (short == other.str.splitn("@", 2).struct[0]).fill_null(value=False)
 
 
-def _line_columns() -> dict[str, pl.Expr]:
+def _line_columns(log: Log) -> dict[str, pl.Expr]:
     """note: why a record is no row; opens: it is a header; quotes: it has some; width: number of its fields."""
     raw = pl.col("raw")
     fields = raw.str.starts_with(_FIELDS) | raw.str.starts_with(_MARK + _FIELDS)
-    bare = raw.str.starts_with(_BARE) | raw.str.starts_with(_MARK + _BARE)
+    bare = raw.str.starts_with(log.bare) | raw.str.starts_with(_MARK + log.bare)
     comment = raw.str.starts_with("#") | raw.str.starts_with(_MARK + "#") | bare
     quotes = raw.str.contains('"', literal=True)
     plain = pl.when(quotes).then(raw.str.replace_all(_QUOTED, "${1}")).otherwise(raw)
@@ -380,7 +387,7 @@ def _schema(names: Sequence[str]) -> dict[str, Any]:
     return {**{name: RECORD_SCHEMA[name] for name in PLACE}, **dict.fromkeys(names, pl.String), "bad_csv": pl.Boolean}
 
 
-def _time() -> pl.Expr:
+def _time(name: str) -> pl.Expr:
     """2023-01-06T16:00:06.410Z, always UTC -> Datetime('us', 'UTC'); null where unreadable."""
-    text = pl.col("c.DateTime").str.strip_suffix("Z")
+    text = pl.col(f"c.{name}").str.strip_suffix("Z")
     return text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False).dt.replace_time_zone("UTC")
