@@ -13,8 +13,11 @@ _MOST_DAMAGE = 2000  # restarts in one block; past it each line stands alone
 
 
 def _columns(data: bytes) -> int:
-    """Fields of the first record of data."""
-    buf = np.frombuffer(data, dtype=np.uint8)
+    """Fields of the first record of data that is no comment (#TYPE System.Object, as Export-Csv writes)."""
+    at = 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    while data.startswith(b"#", at) and (cut := data.find(b"\n", at)) >= 0:
+        at = cut + 1
+    buf = np.frombuffer(data, dtype=np.uint8)[at:]
     inside = np.cumsum(buf == 34) & 1
     ends = np.flatnonzero((buf == 10) & (inside == 0))
     end = int(ends[0]) if len(ends) else len(buf)

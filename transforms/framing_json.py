@@ -23,11 +23,13 @@ _ARRAY = rb'"(?:value|[Rr]ecords|items|data|results|events|logs)"\s*:'
 # Arrays whose name says what their objects are, which these do not say themselves: the name is a record of its own.
 _NAMED = rb'"(?:messagesDelivered|messagesBlocked|clicksPermitted|clicksBlocked)"\s*:'
 _OPENING = rb"(?:\xef\xbb\xbf)?\{(?:" + _MEMBER + rb"){0,20}"
+_ODATA = rb'(?:\s*"d"\s*:\s*\{)'  # verbose OData: {"d": {"results": [...]}}
 _WRAPPED = re.compile(  # an API's answer: some plain members, then the array of objects
-    rb"(?:\xef\xbb\xbf)?\s*" + _OPENING + rb"\s*(?:" + _ARRAY + rb"|" + _NAMED + rb")\s*\[\s*\{"
+    rb"(?:\xef\xbb\xbf)?\s*" + _OPENING + rb"(" + _ODATA + rb")?\s*(?:" + _ARRAY + rb"|" + _NAMED + rb")\s*\[\s*\{"
 )
 _AGAIN = re.compile(_OPENING + rb"\s*" + _ARRAY + rb"\s*\[\s*")
 _NEXT = re.compile(rb"(?:" + _OPENING + rb"|(?:" + _MEMBER + rb"){0,20})\s*(" + _NAMED + rb")\s*\[\s*")
+_BEGUN = re.compile(rb'(?:\xef\xbb\xbf)?\{\s*"')
 _LONGEST_OPENING = 4000  # bytes
 _PLAIN = rb'"(?:[^"\\]|\\.){0,1000}"|[-+.\w]{1,40}'
 
@@ -97,7 +99,7 @@ def _between(data: bytes, start: int, end: int, found: list[tuple[int, int, str 
         if _AGAIN.fullmatch(opening):  # answers one after another
             return
     inner = text.strip(_FILLER)
-    if inner and not (start == 0 and inner.lstrip(b"\xef\xbb\xbf").startswith(b'{"') and inner.endswith(b":")):
+    if inner and not (start == 0 and _BEGUN.match(inner) and inner.endswith(b":")):
         begin = start + text.find(inner)
         found.append((begin, begin + len(inner), OUTSIDE))
 
@@ -175,12 +177,14 @@ def split_json(
     base = carry.get("base")
     if base is None:
         top = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        base = 2 if _WRAPPED.match(data) else 1 if top == b"[" else 0
+        wrapped = _WRAPPED.match(data)
+        base = 2 + (wrapped[1] is not None) if wrapped else int(top == b"[")
         carry["base"] = 0  # later blocks begin between objects, past the opening brackets
     found, rest = _objects(data, base)
     sync: re.Pattern[bytes] | None = carry.get("sync")
     if sync is None and found:
-        sync = carry["sync"] = _sync(data, next((s for s, _, d in found if d is None and data[s : s + 1] == b"{"), found[0][0]))
+        first = next((s for s, _, d in found if d is None and data[s : s + 1] == b"{"), found[0][0])
+        sync = carry["sync"] = _sync(data, first)
     if last or len(data) - rest > longest:
         found += _unfinished(data, rest, sync, last=last)
         rest = len(data) if last else (found[-1][1] if found else rest)

@@ -120,3 +120,23 @@ def test_named_arrays_of_an_answer_give_their_names_as_records() -> None:
             frame = framed(data, "json", block_bytes=block)
             assert [r.encode() for r in frame["raw"]] == raws * (len(data) // len(answer))
             assert frame["damage"].is_null().all()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"d":{"results":[{"a":1},{"a":2}]}}',
+        b'{\n  "d" : {\n "results" : [\n {"a":1},\n {"a":2} ]\n}\n}\n',
+        b'{\n  "value": [\n    {"a":1},\n    {"a":2}\n  ]\n}\n',
+        b'\xef\xbb\xbf{ "@odata.context": "x", "value": [ {"a":1}, {"a":2} ] }',
+    ],
+)
+def test_answers_of_services_are_unwrapped(answer: bytes) -> None:
+    frame = framed(answer, "json")
+    assert frame["raw"].to_list() == ['{"a":1}', '{"a":2}']
+    assert frame["damage"].is_null().all()
+
+
+def test_a_comment_before_the_header_says_nothing_about_the_fields() -> None:
+    frame = framed(b'#TYPE System.Object\r\na,b\r\n1,"two\r\nlines"\r\n3,4\r\n', "csv")
+    assert frame["raw"].to_list() == ["#TYPE System.Object", "a,b", '1,"two\r\nlines"', "3,4"]
