@@ -31,20 +31,11 @@ MAILBOX_ACTIONS = {
 SIGN_INS = {"userloggedin", "userloginfailed", "teamssessionstarted", "mailboxloginfailed"}
 # Content searches and exports read mailboxes without leaving MailItemsAccessed.
 CONTENT_ACTIONS = {
-    "searchstarted": "search",
-    "searchcreated": "search",
     "searchpreviewed": "search",
     "searchexported": "export",
     "searchexportdownloaded": "export",
     "viewedsearchexported": "export",
     "viewedsearchpreviewed": "search",
-    "search-mailbox": "export",
-    "new-compliancesearch": "search",
-    "start-compliancesearch": "search",
-    "new-compliancesearchaction": "export",
-    "new-mailboxexportrequest": "export",
-    "new-mailboxsearch": "search",
-    "start-mailboxsearch": "search",
 }
 _LOGON_TYPES = {
     "0": "owner",

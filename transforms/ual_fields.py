@@ -4,11 +4,14 @@ Names as in the Office 365 Management Activity API (learn.microsoft.com/office/o
 OfficeActivity table of Microsoft Sentinel has them.
 """
 
+from datetime import UTC, datetime
+
 import polars as pl
 
 GRAPH = "00000003-0000-0000-c000-000000000000"
 EXCHANGE_ONLINE = "00000002-0000-0ff1-ce00-000000000000"
 GUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+NOBODY = "00000000-0000-0000-0000-000000000000"  # organisation of an Exchange server that is nobody's tenant
 MAX_TEXT = 32_768
 
 _TEXT = pl.String()
@@ -40,6 +43,7 @@ SCHEMA = pl.Struct(
     }
 )
 
+_FIRST, _LAST = datetime(1990, 1, 1, tzinfo=UTC), datetime(2099, 12, 31, tzinfo=UTC)  # outside: no time of a log
 _OTHER_TIMES = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%:z", "%m/%d/%Y %I:%M:%S%.f %p", "%m/%d/%Y %H:%M:%S%.f")
 _CALLER = [
     "UserId",
@@ -98,13 +102,13 @@ def times(value: pl.Series) -> pl.Series:
     plain = value.str.strip_chars_end("zZ")
     found = plain.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", time_zone="UTC", strict=False)
     if found.null_count() == value.null_count():
-        return found
+        return found.set(~found.is_between(_FIRST, _LAST).fill_null(value=False), None)
     spaced = plain.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T").str.replace(",", "", literal=True)
     for form in _OTHER_TIMES:
         rest = spaced.str.to_datetime(form, time_unit="us", strict=False)
         rest = rest.dt.convert_time_zone("UTC") if "%:z" in form else rest.dt.replace_time_zone("UTC")
         found = found.zip_with(found.is_not_null(), rest)
-    return found
+    return found.set(~found.is_between(_FIRST, _LAST).fill_null(value=False), None)
 
 
 def by_unique(frame: pl.DataFrame, keys: list[str], derived: dict[str, pl.Expr]) -> pl.DataFrame:
@@ -132,14 +136,16 @@ def prepare(flat: pl.DataFrame) -> pl.DataFrame:
     )
     flat = by_unique(flat, ["OriginatingServer"], {"host": pl.col("OriginatingServer").str.extract(r"^\s*([^\s(]+)")})
     flat = by_unique(flat, ["Operation"], {"op_raw": text("Operation")})
-    owner = lower("MailboxOwnerUPN")
+    owner, organisation = lower("MailboxOwnerUPN"), lower("OrganizationName")
+    # An Exchange server's organisation is called "First Organization" or the like.
+    organisation = pl.when(organisation.str.contains(r"^[^\s@]+\.[^\s@]+$")).then(organisation)
     # Somebody from outside has the domain of another tenant.
     user = pl.when(lower("ExternalAccess").ne_missing("true")).then(lower("UserId"))
     app, client = lower("AppId"), lower("ClientAppId", "ContextAppId")
     # Behind Microsoft Graph the client is ClientAppId; elsewhere AppId is the client itself.
     derived = {
-        "tenant_id": guid(lower("OrganizationId")),
-        "tenant_domain": pl.coalesce(domain(owner), domain(user), lower("OrganizationName")),
+        "tenant_id": guid(lower("OrganizationId").replace(NOBODY, None)),
+        "tenant_domain": pl.coalesce(domain(owner), domain(user), organisation),
         "outcome": _outcome(),
         "principal_type": _kind_of_user(),
         "app_id": pl.coalesce(pl.when(app == GRAPH).then(client), app, client),

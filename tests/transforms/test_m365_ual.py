@@ -8,7 +8,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-from transforms import ual_operations
 from transforms.formats.m365_ual import parse, sniff
 from transforms.model import RECORD_SCHEMA, Context, Head
 
@@ -64,8 +63,7 @@ def test_sample_dispositions(sample: list[dict[str, Any]]) -> None:
     access, change = ("access_events", None), ("change_events", None)
     assert kinds == [
         *[access] * 8,
-        *[change] * 11,
-        access,
+        *[change] * 12,
         ("ignored", "workload SharePoint: not mail or identity"),
         ("ignored", "operation not about mail or identity"),
         ("quarantined", "no Operation"),
@@ -176,7 +174,7 @@ def test_other_mailbox_operations(sample: list[dict[str, Any]]) -> None:
     check(sample[4], sent | {"mailbox_id": "shared@contoso.example", "logon_type": "delegated_admin", "op_count": 1})
     check(sample[5], {"action": "delete", "protocol": "eas", "item_count": 2, "folders": ["\\Inbox", "\\Junk"]})
     check(sample[5], {"outcome": "success", "reason": "PartiallySucceeded", "agg_level": "event"})
-    check(sample[19], {"action": "export", "protocol": "powershell", "op_raw": "New-ComplianceSearchAction"})
+    check(sample[19], {"op": "mailbox_export", "op_raw": "New-ComplianceSearchAction", "disposition": "change_events"})
 
 
 def test_sign_ins(sample: list[dict[str, Any]]) -> None:
@@ -204,17 +202,22 @@ def test_credentials_by_set_difference(sample: list[dict[str, Any]]) -> None:
         "op_raw": "Update application \N{EN DASH} Certificates and secrets management ",
         "credential_id": KEY_2,
         "target_type": "app",
-        "target_id": "application_6131d760-7fda-4db5-8bb1-b771898e9f15",
+        "target_id": "a70a7931-c387-4dce-9f35-fbf95bdcc91e",  # the client id, which the details tell
         "actor_id": "admin@contoso.example",
-        "app_id": "a70a7931-c387-4dce-9f35-fbf95bdcc91e",
+        "app_id": None,
         "user_agent": "Microsoft Azure Graph Client Library 2.1.17",
         "src_ip_raw": "198.51.100.77",
     }
     check(sample[8], added)
     assert sample[8]["attr"] == "KeyDescription; Included Updated Properties"
-    assert KEY_2 in sample[8]["new_value"]
-    assert KEY_2 not in sample[8]["old_value"]
-    check(sample[9], {"op": "remove_credential", "credential_id": f"{KEY_1};{KEY_2}", "new_value": "[]"})
+    assert sample[8]["new_value"].startswith(f"KeyIdentifier={KEY_2},KeyType=Password")
+    assert KEY_1 not in sample[8]["new_value"]
+    assert sample[8]["old_value"] is None
+    check(sample[9], {"op": "remove_credential", "credential_id": KEY_2, "new_value": None})
+    assert [part.split(",")[0] for part in sample[9]["old_value"].split("; ")] == [
+        f"KeyIdentifier={KEY_2}",
+        f"KeyIdentifier={KEY_1}",
+    ]
 
 
 def test_changes(sample: list[dict[str, Any]]) -> None:
@@ -232,7 +235,7 @@ def test_changes(sample: list[dict[str, Any]]) -> None:
     ]
     check(sample[13], {"attr": "Name; ForwardTo; DeleteMessage", "session_id": "9dd7a60b", "outcome": "success"})
     assert sample[13]["new_value"] == "Name=.; ForwardTo=drop@evil.example; DeleteMessage=True"
-    assert sample[18]["new_value"] == '-Identity "Yzk2"'
+    check(sample[18], {"attr": "Identity", "new_value": "Yzk2"})
     assert sample[12]["attr"] == "additionalDetails"
     # A partner's administrator: his own domain is neither the tenant's nor inside.
     assert sample[17]["tenant_domain"] == "contoso.onmicrosoft.com"
@@ -299,71 +302,3 @@ def test_message_ids_are_capped() -> None:
     row = read(BASE, Operation="MailItemsAccessed", Folders=[{"Path": "\\A", "FolderItems": items}])
     assert (row["op_count"], row["item_count"], len(row["message_ids"])) == (1500, 1500, 1000)
     assert row["message_ids"][0] == "<0@x>"
-
-
-@pytest.mark.parametrize(
-    ("operation", "expected"),
-    [
-        ("Add service principal credentials.", ("add_credential", "service_principal")),
-        ("Create application \N{EN DASH} Certificates and secrets management ", ("update_credential", "app")),
-        ("Add app role assignment to service principal.", ("add_app_role", "service_principal")),
-        ("Add eligible member to role.", ("add_role", "role")),
-        ("Remove member from role.", ("remove_role", "role")),
-        ("Change user license.", ("licence", "user")),
-        ("Set federation settings on domain.", ("federation", "domain")),
-        ("Add verified domain.", ("domain", "domain")),
-        ("Disable Strong Authentication.", ("mfa", "user")),
-        ("Update authorization policy.", ("policy", "policy")),
-        ("Add member to group.", ("group_member", "group")),
-        ("Something unheard of.", ("other", "other")),
-        ("New-TransportRule", ("transport_rule", "rule")),
-        ("Disable-InboxRule", ("remove_inbox_rule", "rule")),
-        ("New-OutboundConnector", ("connector", "connector")),
-        ("Remove-JournalRule", ("remove_journal_rule", "journal_rule")),
-        ("Add-RecipientPermission", ("mailbox_permission", "mailbox")),
-        ("Remove-MailboxPermission", ("remove_mailbox_permission", "mailbox")),
-        ("Set-AdminAuditLogConfig", ("audit_setting", "audit")),
-        ("New-ManagementRoleAssignment", ("add_role", "role")),
-        ("Set-OwaMailboxPolicy", ("policy", "policy")),
-        ("UpdateInboxRules", ("inbox_rule", "rule")),
-        ("Get-Mailbox", None),
-    ],
-)
-def test_operations(operation: str, expected: tuple[str, str] | None) -> None:
-    assert ual_operations.change(ual_operations.normal(operation), directory="-" not in operation) == expected
-
-
-@pytest.mark.parametrize(
-    ("operation", "parameters", "expected"),
-    [
-        ("Set-Mailbox", {"ForwardingAddress": "Somebody"}, ("forwarding", None)),
-        ("Set-Mailbox", {"ForwardingSmtpAddress": "smtp:a@C.example"}, ("forwarding", False)),
-        ("Set-Mailbox", {"ForwardingSmtpAddress": "smtp:a@notc.example"}, ("forwarding", True)),
-        ("Set-Mailbox", {"LitigationHoldEnabled": "False"}, ("retention", None)),
-        ("Set-Mailbox", {"Office": "12"}, ("mailbox_setting", None)),
-        ("Set-OrganizationConfig", {"AuditDisabled": "True"}, ("audit_setting", None)),
-        ("New-TransportRule", {"BlindCopyTo": "a@c.example;b@evil.example"}, ("transport_rule", True)),
-        ("Set-InboxRule", {"RedirectTo": '["a@c.example"]'}, ("inbox_rule", False)),
-    ],
-)
-def test_cmdlets(operation: str, parameters: dict[str, str], expected: tuple[str, bool | None]) -> None:
-    pairs = [{"Name": name, "Value": value} for name, value in parameters.items()]
-    row = read(BASE, Operation=operation, Parameters=pairs)
-    assert row["disposition"] == "change_events"
-    assert (row["op"], row["is_external_target"]) == expected
-
-
-def test_mailbox_rule_operation() -> None:
-    actions = json.dumps([{"ActionType": "Forward", "Recipients": ["x@evil.example"]}])
-    properties = [{"Name": "RuleOperation", "Value": "AddMailboxRule"}, {"Name": "RuleActions", "Value": actions}]
-    row = read(BASE, Operation="UpdateInboxRules", OperationProperties=properties, MailboxOwnerUPN="J@c.example")
-    check(row, {"op": "inbox_rule", "is_external_target": True, "target_id": "j@c.example"})
-    properties[0]["Value"] = "RemoveMailboxRule"
-    assert read(BASE, Operation="UpdateInboxRules", OperationProperties=properties)["op"] == "remove_inbox_rule"
-
-
-def test_long_values_are_cut() -> None:
-    row = read(
-        BASE, Operation="Set-Mailbox", Parameters=[{"Name": "A", "Value": "x" * 50_000}, {"Name": "B", "Value": "y"}]
-    )
-    assert len(row["new_value"]) == 32_768

@@ -96,6 +96,36 @@ def test_csv_header_is_remembered_and_repeated() -> None:
     assert later.sort("record_no").get_column("disposition").to_list() == ["access_events", "ignored", "access_events"]
 
 
+def test_audit_queue_of_an_exchange_server() -> None:
+    text = (SAMPLES / "m365_ual_queue.log").read_text(encoding="utf-8")
+    match = sniff(head(text))
+    assert match is not None
+    assert (match.framing, match.variant) == ("lines", "queue")
+    lines = text.splitlines()
+    rows = rows_of(lines, "queue")
+    assert [(row["disposition"], row["reason"]) for row in rows] == [
+        *[("ignored", "header")] * 5,
+        *[("change_events", None)] * 2,
+        ("access_events", None),
+        ("quarantined", "Data is not a JSON object"),
+    ]
+    # The row's time, as CreationTime is local; the mailbox that is forwarded from is inside.
+    moved = {"ts": datetime(2026, 3, 2, 9, 0, 1, 189000, UTC), "ts_raw": "2026-03-02T09:00:01.189Z", "tenant_id": None}
+    check(rows[5], moved | {"op": "forwarding", "is_external_target": True, "tenant_domain": None})
+    check(rows[6], {"new_value": "Password=(not kept); Name=svc"})
+    later = sniff(head("\n".join(lines[5:])))
+    assert later is not None
+    assert later.variant == "queue"
+    assert [row["disposition"] for row in rows_of(lines[5:], "queue")] == [row["disposition"] for row in rows[5:]]
+
+
+def test_times_out_of_range_are_refused() -> None:
+    records = [
+        json.dumps(BASE | {"Operation": "Send", "CreationTime": f"{year}-01-12T11:59:32"}) for year in ("0001", 2999)
+    ]
+    assert [row["reason"] for row in rows_of(records)] == ["time not readable"] * 2
+
+
 def test_office_activity_table() -> None:
     out = io.StringIO(newline="")
     properties = json.dumps([{"Name": "MailAccessType", "Value": "Sync"}])

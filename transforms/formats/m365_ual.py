@@ -1,8 +1,10 @@
 """Microsoft 365 unified audit log.
 
 JSON as the Office 365 Management Activity API gives it (one object a line, an array, or pretty-printed), the CSV of
-Search-UnifiedAuditLog and of the Purview portal (the same JSON in the column AuditData), and exports of Sentinel's
-OfficeActivity table. Specification:
+Search-UnifiedAuditLog and of the Purview portal (the same JSON in the column AuditData), exports of Sentinel's
+OfficeActivity table, and the queue that an Exchange server on its own premises keeps (Logging\\CosmosQueue\\audit*.LOG,
+the same JSON in the column Data; its times are local, so that the row's own time, which is UTC, is taken).
+Specification:
 learn.microsoft.com/office/office-365-management-api/office-365-management-activity-api-schema
 """
 
@@ -20,6 +22,8 @@ _MARKS = ('"Workload"', '"RecordType"', '"OfficeWorkload"', '"UserType"', '"Orga
 _WRAPPER = re.compile(r'\{\s*"(?:value|records|data|items|results)"\s*:\s*\[', re.IGNORECASE)
 _OPERATION = re.compile(r'"Operation"\s*:')
 _OFFICE = {"TimeGenerated", "Operation", "UserId", "Parameters"}
+_QUEUE = "Timestamp,Server,TenantId,RecordType,Data,UserKey,RecordId,Operation,Workload,ResultStatus,Version,Scope"
+_QUEUE_ROW = re.compile(r'\d{4}-\d\d-\d\dT[^,]{0,40},[^,]{0,300},[^,]{0,300},[^,]{0,100},"\{""')
 # Columns of an OfficeActivity export -> names of the audit record.
 _RENAMED = {"TimeGenerated [UTC]": "TimeGenerated", "ResultStatus_": "ResultStatus"}
 _OTHER_WORKLOADS = [
@@ -66,6 +70,8 @@ def sniff(head: Head) -> Match | None:
     start = head.text.lstrip("\ufeff \t\r\n")
     if start[:1] in ("{", "["):
         return _sniff_json(head, start)
+    if (queue := _sniff_queue(head)) is not None:
+        return queue
     lines = [line for line in head.lines[:2] if not line.lstrip("\ufeff").startswith("#TYPE ")]
     header = set(_header(lines[0] if lines else ""))
     if "AuditData" in header and header & {"Operations", "Operation", "RecordType", "CreationDate"}:
@@ -90,6 +96,17 @@ def _sniff_json(head: Head, start: str) -> Match | None:
     return Match(0.9, "audit records in one JSON document", "json", "json")
 
 
+def _sniff_queue(head: Head) -> Match | None:
+    lines = [line.lstrip("\ufeff") for line in head.lines[:20]]
+    kinds = [line.partition(":")[2].strip() for line in lines if line.startswith("#Log-type:")]
+    fields = [_header(line.partition(":")[2]) for line in lines if line.startswith("#Fields:")]
+    if kinds[:1] == ["audit"] or any({"Timestamp", "Data", "Operation", "Workload"} <= set(names) for names in fields):
+        return Match(0.95, "#Log-type: audit", "lines", "queue")
+    if not kinds and not fields and any(_QUEUE_ROW.match(line) for line in lines):
+        return Match(0.7, "rows of an audit queue, without a header", "lines", "queue")
+    return None
+
+
 def _header(line: str) -> list[str]:
     try:
         return [name.strip() for name in next(csv.reader([line.lstrip("\ufeff")]), [])]
@@ -107,6 +124,14 @@ def parse(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
         rows = pl.concat(
             [_rows(decoded), _set_aside(frame.filter(is_header), IGNORED, "header")], how="diagonal_relaxed"
         )
+    elif ctx.variant == "queue":
+        blank = pl.col("raw").str.strip_chars() == ""
+        comment = pl.col("raw").str.strip_chars_start("\ufeff").str.starts_with("#")
+        note = pl.when(comment).then(pl.lit("header")).when(blank).then(pl.lit("blank line"))
+        frame = frame.with_columns(note.alias("note"))
+        left = frame.filter(pl.col("note").is_not_null())
+        rows = _rows(_from_queue(frame.filter(pl.col("note").is_null()), left.get_column("raw"), ctx))
+        rows = pl.concat([rows, _set_aside(left, IGNORED, pl.col("note"))], how="diagonal_relaxed")
     else:
         rows = _rows(jsonrows.decode(frame.lazy(), u.SCHEMA).collect())
     return places.join(rows, on="record_no", how="left").lazy()
@@ -144,6 +169,21 @@ def _from_csv(frame: pl.DataFrame, ctx: Context) -> pl.DataFrame:
     decoded = jsonrows.decode(split_rows.lazy(), u.SCHEMA).collect()
     misfit = pl.when("bad_csv").then(pl.lit(_MISFIT))
     return decoded.select("record_no", "j", "bad_json", misfit.alias("fault"))
+
+
+def _from_queue(frame: pl.DataFrame, comments: pl.Series, ctx: Context) -> pl.DataFrame:
+    """The same of an on-premises audit queue; the row's time takes the place of CreationTime."""
+    for line in comments.to_list():
+        if (names := _header(line.lstrip("\ufeff").removeprefix("#Fields:"))) and "Data" in names:
+            ctx.carry["header"] = names
+    split = csvrows.columns(frame.lazy(), ctx.carry.get("header") or _header(_QUEUE), ["Timestamp", "Data"]).drop("raw")
+    decoded = jsonrows.decode(split, u.SCHEMA, "c.Data").collect()
+    moment = pl.coalesce("c.Timestamp", pl.lit("no time"))
+    row = pl.when(pl.col("j").is_not_null()).then(pl.col("j").struct.with_fields(moment.alias("CreationTime")))
+    fault = pl.coalesce(
+        pl.when("bad_csv").then(pl.lit(_MISFIT)), pl.when("bad_json").then(pl.lit("Data is not a JSON object"))
+    )
+    return decoded.select("record_no", row.alias("j"), "bad_json", fault.alias("fault"))
 
 
 def _rows(decoded: pl.DataFrame) -> pl.DataFrame:
@@ -227,6 +267,6 @@ FORMAT = Format(
         "a sync record stands for a whole folder; its items are not named",
         "a mailbox without the licence or with an audit bypass leaves no records",
         "an OfficeActivity export may lack the record id: overlapping exports then count twice",
-        "on-premises audit files (CosmosQueue) write local time and are not read here",
+        "an Exchange server's queue (CosmosQueue) has local times: that of the row, a little later, is taken",
     ),
 )

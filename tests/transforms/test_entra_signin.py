@@ -11,12 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transforms.formats.entra_sp_signin import FORMAT, parse, sniff
+from transforms.formats.entra_signin import FORMAT, sniff
 from transforms.model import RECORD_SCHEMA, Context, Head
 
-SAMPLE = Path(__file__).parents[1] / "samples" / "entra_sp_signin.jsonl"
+parse = FORMAT.parse
+
+SAMPLE = Path(__file__).parents[1] / "samples" / "entra_signin.jsonl"
 SHARED = Path(__file__).parents[3] / "shared" / "samples"
-REAL = sorted([*SHARED.glob("azuread_signin/*"), *SHARED.glob("azuread_audit/*")])
+REAL = sorted(SHARED.glob("azuread_signin/*"))
 TENANT = "4bbb79f7-5724-4c9e-95f3-de075f6ec090"
 OTHER = "f1d2d2f9-24e9-4ac8-86fd-ba75036246eb"
 KEY = "dbcd79c0-c3ea-46b9-9604-ff40d43b8618"
@@ -51,18 +53,18 @@ def sample() -> list[dict[str, Any]]:
 
 def test_sample_dispositions(sample: list[dict[str, Any]]) -> None:
     event = ("access_events", None)
-    kinds = [(row["disposition"], None if row["disposition"] == "access_events" else row["reason"]) for row in sample]
+    kinds = [(row["disposition"], None if "events" in row["disposition"] else row["reason"]) for row in sample]
     assert kinds == [
         *[event] * 8,
-        ("ignored", "category AuditLogs: directory audit is not read here"),
-        ("ignored", "category is not a sign-in log"),
+        ("change_events", None),
+        ("ignored", "category ProvisioningLogs: neither sign-in nor directory audit"),
         ("quarantined", "no category"),
         ("quarantined", "time not readable"),
         event,
         ("quarantined", "not a JSON object"),
     ]
     assert sample[12]["source_id"] == sample[0]["source_id"]
-    assert all(row["source"] is None for row in sample[8:12])
+    assert all(row["source"] is None for row in sample[9:12])
 
 
 def test_service_principal(sample: list[dict[str, Any]]) -> None:
@@ -153,7 +155,7 @@ def test_damaged_records_give_one_row_each() -> None:
     rows = rows_of(damaged)
     assert rows[6]["disposition"] == "access_events"
     reasons = {row["reason"] for row in rows if row["disposition"] == "quarantined"}
-    assert reasons <= {"not a JSON object", "no category", "time not readable"}
+    assert reasons <= {"not a JSON object", "no category", "no time", "time not readable"}
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -202,9 +204,9 @@ def test_round_trip(events: list[dict[str, Any]]) -> None:
 
 def test_columns_are_those_of_the_contract() -> None:
     contracts = pytest.importorskip("data_contracts")
-    known = {column.name for column in contracts.contract("access_events").columns}
+    known = {column.name for table in FORMAT.tables for column in contracts.contract(table).columns}
     (row, *_) = rows_of(SAMPLE.read_text(encoding="utf-8").splitlines())
-    assert FORMAT.tables == ("access_events",)
+    assert FORMAT.tables == ("access_events", "change_events")
     assert set(row) - known == {"disposition", "source_id", "tenant_domain"}
 
 
@@ -215,7 +217,6 @@ def test_real_samples(path: Path) -> None:
     match = sniff(head(text))
     assert match is not None
     rows = rows_of(text.splitlines())
-    kind = "ignored" if "audit" in path.name else "access_events"
-    assert {row["disposition"] for row in rows} == {kind}
+    assert {row["disposition"] for row in rows} == {"access_events"}
     if "service-principal" in path.name:
         assert {row["credential_id"] for row in rows} == {KEY}
