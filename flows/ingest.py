@@ -26,6 +26,7 @@ def ingest(
     tenant: str | None = None,
     dask: str | None = None,
     geoip: str | None = None,
+    mapping: str | None = None,
 ) -> dict[str, Any]:
     """Ingests evidence and leaves a table artifact with what became of each file.
 
@@ -36,12 +37,15 @@ def ingest(
         tz, year, tenant: for records that name none.
         dask: address of a Dask scheduler.
         geoip: folder with databases in MaxMind's format.
+        mapping: TOML file that says how to read everything.
 
     Returns:
         The totals of ``ingest -t json``.
     """
     where = located(archive)
-    options = {"collection": collection, "tz": tz, "year": year, "tenant": tenant, "dask": dask, "geoip": geoip}
+    options = {
+        "collection": collection, "tz": tz, "year": year, "tenant": tenant, "dask": dask, "geoip": geoip, "mapping": mapping,
+    }  # fmt: skip
     answer = ingest_evidence(where, paths, options)
     rows = [
         {

@@ -166,7 +166,7 @@ def _no_asn(con: "duckdb.DuckDBPyConnection", first: date, last: date) -> list[s
     found = []
     if nets and not asns:
         found.append(
-            "No autonomous systems are known (load asn.csv before ingest): sources are compared by network only."
+            "No autonomous systems are known (asn.csv, or ingest --geoip): sources are compared by network only."
         )
     if rows and rows - nets >= 0.0005 * rows:
         found.append(f"{100 * (rows - nets) / rows:.1f} % of the access contexts have no client address.")

@@ -36,6 +36,7 @@ class Choice:
 
     name: str
     match: Match
+    format: Format | None = None  # one that is not found by its file: a mapping
 
     @property
     def framing(self) -> Framing:
@@ -76,11 +77,18 @@ def _forced(head: Head, forced: str) -> Choice:
     return Choice(forced, Match(match.score, "given: " + match.reason, match.framing, match.variant))
 
 
+def given(head: Head, fmt: Format, framing: Framing) -> Choice | str:
+    """A format that the caller brings along, whatever the content; or the reason why it cannot read it."""
+    if not head.data:
+        return "the file is empty"
+    return Choice(fmt.name, Match(1.0, "given: " + fmt.title, framing), fmt)
+
+
 def parse(choice: Choice, records: pl.DataFrame, ctx: Context) -> pl.DataFrame:
     """Rows of one block: exactly one a record, with `disposition`, `reason` and the columns that formats fill."""
     damaged = records.filter(pl.col("damage").is_not_null())
     whole = records.filter(pl.col("damage").is_null()).drop("damage") if damaged.height else records.drop("damage")
-    rows = _parse_syslog(whole, ctx) if choice.name == SYSLOG else _one(choice.name, whole, ctx)
+    rows = _parse_syslog(whole, ctx) if choice.name == SYSLOG else _one(choice, whole, ctx)
     if not damaged.height:
         return rows
     refused = damaged.select(
@@ -90,8 +98,8 @@ def parse(choice: Choice, records: pl.DataFrame, ctx: Context) -> pl.DataFrame:
     return pl.concat([rows, refused], how="diagonal")
 
 
-def _one(name: str, records: pl.DataFrame, ctx: Context) -> pl.DataFrame:
-    fmt = next(f for f in formats() if f.name == name)
+def _one(choice: Choice, records: pl.DataFrame, ctx: Context) -> pl.DataFrame:
+    fmt = choice.format or next(f for f in formats() if f.name == choice.name)
     return fmt.parse(records.lazy(), ctx).collect()
 
 

@@ -76,6 +76,10 @@ def ingest(
     format: Annotated[
         str | None, typer.Option(help="Read everything as this format instead of recognising it.")
     ] = None,
+    mapping: Annotated[
+        str | None,
+        typer.Option(help="TOML file that says how to read everything, for logs that are not recognised."),
+    ] = None,
     tz: Annotated[
         str | None,
         typer.Option(help="Zone of times without one (IANA name or +02:00). Without it UTC is assumed, and said so."),
@@ -112,6 +116,7 @@ def ingest(
             tenant=tenant,
             strict=strict,
             dask=dask,
+            mapping=mapping,
             geoip=geoip,
             tell=tell,
         )

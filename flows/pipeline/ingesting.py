@@ -7,7 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,8 +46,8 @@ class Options:
         how = self.how
         for row in self.collection.iter_rows(named=True) if self.collection is not None else ():
             if _fits(label, str(row["path"])):
-                return How(
-                    format=how.format,
+                return replace(
+                    how,
                     tz=row["tz"] or how.tz,
                     year=row["year"] or how.year,
                     host=row["host"] or how.host,
@@ -335,9 +335,10 @@ class Ingest:
         self.archive.record_evidence([register_row(s, self.run_id, self.at) for s in batch.sources])
         for source in batch.sources:
             entry = summary(source)
-            self.archive.custody(
-                "ingest", {k: entry[k] for k in ("path", "sha256", "bytes", "format", "status", "records")}
-            )
+            told = {k: entry[k] for k in ("path", "sha256", "bytes", "format", "status", "records")}
+            if source.how.mapping is not None:
+                told["mapping_sha256"] = source.how.mapping.sha256
+            self.archive.custody("ingest", told)
 
     def _answer(self) -> dict[str, Any]:
         entries = [summary(s) for s in self.finished]

@@ -18,6 +18,7 @@ from transforms import registry, syslog
 from transforms.encodings import encoding_of, text_of
 from transforms.enrich import References, enrich, place_uid
 from transforms.framing import Framer, decode, head_of
+from transforms.mapping import MappingFile
 from transforms.model import CONTINUATION, IGNORED, QUARANTINED, Context
 
 EVENT_TABLES = ("access_events", "mail_events", "change_events", "gateway_jobs")
@@ -38,6 +39,7 @@ class How:
     year: int | None = None
     host: str | None = None
     tenant_id: str | None = None
+    mapping: MappingFile | None = None
 
 
 @dataclass(slots=True)
@@ -150,7 +152,11 @@ def examine(archive: Archive, piece: Piece, how: How, run: Run, progress: Progre
         if longer and prefix_sha256(version.piece, identity.content_bytes) == identity.evidence_id:
             source.status, source.reason = "known", f"it is the beginning of {version.piece.label}"
             return source
-    choice = registry.choose(head_of(identity.head, piece.label), how.format)
+    seen = head_of(identity.head, piece.label)
+    if how.mapping is not None:
+        choice = registry.given(seen, how.mapping.format, how.mapping.framing)
+    else:
+        choice = registry.choose(seen, how.format)
     if isinstance(choice, str):
         source.status, source.reason = "refused", choice if identity.content_bytes else (identity.damage or choice)
         return source

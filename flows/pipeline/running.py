@@ -12,6 +12,7 @@ from flows.pipeline.ingesting import Ingest, Options
 from flows.pipeline.reading import How
 from flows.pipeline.references import describe_geoip, read_table
 from flows.pipeline.registering import totals
+from transforms.mapping import MappingFile
 
 Tell = Callable[[str, int], None]
 
@@ -29,6 +30,7 @@ def ingest_paths(
     strict: bool = False,
     dask: str | None = None,
     geoip: str | None = None,
+    mapping: str | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Ingests evidence and brings the derived tables up to date.
@@ -41,6 +43,7 @@ def ingest_paths(
         strict: refuse a file if any of its records is quarantined.
         dask: address of a Dask scheduler.
         geoip: folder with databases in MaxMind's format.
+        mapping: TOML file that says how to read everything (docs/mapping.md).
         tell: told of progress.
 
     Returns:
@@ -57,12 +60,27 @@ def ingest_paths(
             _check_zone(zone)
     if geoip:
         opened.custody("geoip", {"databases": describe_geoip(geoip)})
-    options = Options(sheet, How(format, tz, year, host, tenant), strict, geoip)
+    given = _mapping(mapping, format) if mapping else None
+    options = Options(sheet, How(format, tz, year, host, tenant, given), strict, geoip)
     answer = _on_dask(archive, paths, options, dask) if dask else Ingest(opened, options, tell).run(paths)
     opened = Archive.open(archive)
     refresh(opened, lambda table, _days: tell(f"derive {table}", 0) if tell else None)
     answer["archive_version"] = opened.versions()
     return answer
+
+
+def _mapping(file: str, format: str | None) -> MappingFile:  # noqa: A002 - the option's name
+    """Reads a mapping and checks it before any evidence is touched."""
+    from pathlib import Path
+
+    if format is not None:
+        raise UsageError("--mapping and --format exclude each other", "give one of them")
+    try:
+        found = MappingFile(Path(file).read_text(encoding="utf-8-sig"), file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: the mapping cannot be read: {error}", "a TOML file in UTF-8") from error
+    assert found.format
+    return found
 
 
 def _check_zone(tz: str | None) -> None:
