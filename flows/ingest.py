@@ -44,7 +44,8 @@ def ingest(
     """
     where = located(archive)
     options = {
-        "collection": collection, "tz": tz, "year": year, "tenant": tenant, "dask": dask, "geoip": geoip, "mapping": mapping,
+        "collection": collection, "tz": tz, "year": year, "tenant": tenant, "dask": dask, "geoip": geoip,
+        "mapping": mapping,
     }  # fmt: skip
     answer = ingest_evidence(where, paths, options)
     rows = [
