@@ -8,7 +8,7 @@ occurs once, and the client's address is left null if there are two that it coul
 
 import polars as pl
 
-from transforms.postfix_rows import access, cut, domain, groups, mail
+from transforms.smtp_rows import access, cut, domain, groups, mail
 
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _MAILBOX = rf'(?:{_QUOTED}@[^\s>]+|[^\s"<>]+)'
@@ -103,8 +103,7 @@ def _seconds(text: pl.Expr) -> pl.Expr:
 
 def _mail(rows: pl.LazyFrame, names: tuple[str, ...], good: pl.Expr | None = None, damage: str = "") -> pl.LazyFrame:
     whole = None if good is None else good.fill_null(value=False)
-    told = mail(rows, ("queue_id", "session_id", "event", "outcome", *names), whole, damage)
-    return told.with_columns(pl.col("reason").str.replace("postfix: ", "exim: ", literal=True))
+    return mail(rows, ("queue_id", "session_id", "event", "outcome", *names), whole, damage)
 
 
 def arrivals(frame: pl.DataFrame) -> list[pl.LazyFrame]:

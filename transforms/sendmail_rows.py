@@ -8,7 +8,7 @@ address and the argument are left null.
 import polars as pl
 
 from transforms.model import IGNORED
-from transforms.postfix_rows import ROW, access, cut, domain, groups, mail
+from transforms.smtp_rows import ROW, access, cut, domain, groups, mail
 
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _WITHIN = rf'(?:{_QUOTED}@[^>]*|[^">]*)'
@@ -76,13 +76,11 @@ def _bare(text: pl.Expr) -> pl.Expr:
 
 def _mail(rows: pl.LazyFrame, names: tuple[str, ...], good: pl.Expr | None = None, damage: str = "") -> pl.LazyFrame:
     whole = None if good is None else good.fill_null(value=False)
-    told = mail(rows, ("queue_id", "session_id", "event", "outcome", *names), whole, damage)
-    return told.with_columns(pl.col("reason").str.replace("postfix: ", "sendmail: ", literal=True))
+    return mail(rows, ("queue_id", "session_id", "event", "outcome", *names), whole, damage)
 
 
 def _access(rows: pl.LazyFrame, good: pl.Expr, damage: str) -> pl.LazyFrame:
     told = access(rows.with_columns(session_id=pl.coalesce("queue_id", "session_id")), good, damage)
-    told = told.with_columns(pl.col("reason").str.replace("postfix: ", "sendmail: ", literal=True))
     certified = pl.col("auth_method") == "EXTERNAL"
     return told.with_columns(
         credential_id=pl.when(~certified.fill_null(value=False)).then("credential_id"),

@@ -102,7 +102,7 @@ def envelope(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
         .hstack(parts.select(list(_TEXTS)))
         .hstack([ts.alias("ts"), basis.alias("ts_basis")])
     )
-    # Polars 2.1 fails ("assertion failed: i < self.len()") on text columns that are cut into pieces in different places.
+    # Polars 2.1 fails ("assertion failed: i < self.len()") on text columns that are in pieces of different lengths.
     return whole.select(list(SYSLOG_SCHEMA)).rechunk().lazy()
 
 

@@ -14,7 +14,7 @@ import polars as pl
 
 from transforms import exim_rows as rows_of
 from transforms.model import CONTINUATION, IGNORED, QUARANTINED, Context, Format, Head, Match
-from transforms.postfix_rows import ROW, groups
+from transforms.smtp_rows import ROW, groups
 from transforms.syslog import LONGEST, refusal, unrepeat
 from transforms.syslog_time import by_runs, clock, iso_tail
 

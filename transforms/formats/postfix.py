@@ -19,7 +19,8 @@ import polars as pl
 
 from transforms import postfix_rows as rare
 from transforms.model import QUARANTINED, Context, Format
-from transforms.postfix_rows import PEERED, ROW, access, cut, domain, groups, mail, peer
+from transforms.postfix_rows import PEERED, peer
+from transforms.smtp_rows import ROW, access, cut, domain, groups, mail
 from transforms.syslog import refusal, unrepeat
 
 Reader = Callable[[pl.DataFrame], list[pl.LazyFrame]]

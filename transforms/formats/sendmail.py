@@ -12,7 +12,7 @@ import polars as pl
 
 from transforms import sendmail_rows as rows_of
 from transforms.model import QUARANTINED, Context, Format
-from transforms.postfix_rows import ROW, groups
+from transforms.smtp_rows import ROW, groups
 from transforms.syslog import refusal, unrepeat
 
 # Since 8.10 eight characters of time and the process id; before, two or three letters and the process id.
