@@ -300,8 +300,8 @@ def test_a_damaged_copy_of_each_sample_costs_only_what_is_damaged(
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not part of the project")
 def test_real_samples_are_read_whole(archive: Archive) -> None:
-    folders = ("postfix", "dovecot", "exchange_ews", "exchange_httpproxy", "m365_ual", "azuread_signin")
-    entries = ingest(archive, *(REAL / f for f in folders), year=None, tz=None)
+    entries = ingest(archive, *(f for f in sorted(REAL.iterdir()) if f.is_dir()), year=None, tz=None)
+    assert len(entries) >= 60
     assert {e["status"] for e in entries} == {"committed"}
     quarantined = {e["path"]: e["quarantined"] for e in entries if e["quarantined"]}
     assert quarantined == {}
