@@ -15,7 +15,9 @@ _SOURCE_FIELDS = (
     "client_fp",
 )  # fmt: skip
 _SESSION_PROTOCOLS = ("pop3", "imap")
+_LOGIN_FIELDS = ("ts", "tls_version", "tls_cipher", "auth_method")
 _LOGIN_REACH = "24h"
+_LONGEST = "48h"  # from the login to the summary that names its session
 
 _BACK_END = "exchange_ews"
 _FRONT_END = "exchange_httpproxy"
@@ -37,35 +39,83 @@ def with_login(access: pl.LazyFrame) -> pl.LazyFrame:
         The same rows and columns, in no particular order.
     """
     columns = access.collect_schema().names()
-    protocol = pl.col("protocol").is_in(_SESSION_PROTOCOLS)
-    lacking = ((pl.col("action") == "session") & protocol & pl.col("src_ip").is_null()).fill_null(value=False)
-    login = (pl.col("action") == "auth") & (pl.col("outcome") == "success") & protocol & pl.col("src_ip").is_not_null()
-    # Two logins in the same instant: the later by identity, so that the order of the files plays no part.
-    logins = access.filter(login).with_columns(pl.col("host").fill_null("")).sort("ts", "event_uid")
-    sessions = access.filter(lacking).with_columns(pl.col("host").fill_null("").alias("_host")).sort("ts")
-    sessions = _latest_login(sessions, logins, "session_id", "_session_")
-    sessions = _latest_login(sessions, logins, "principal_id", "_principal_")
-    # A process id may stand for the session: the next day another user's session has it again.
-    same_user = (pl.col("_session_user") == pl.col("principal_id")).fill_null(value=True)
-    by_session = pl.col("_session_src_ip").is_not_null() & same_user
-    filled = sessions.with_columns(
-        pl.coalesce(pl.when(by_session).then(f"_session_{name}").otherwise(f"_principal_{name}"), name).alias(name)
-        for name in _SOURCE_FIELDS
-    ).select(columns)
+    lacking = (_is_summary() & pl.col("src_ip").is_null()).fill_null(value=False)
+    filled = _signed_in(access.filter(lacking), access, _SOURCE_FIELDS)
+    filled = filled.with_columns(pl.coalesce(f"_{name}", name).alias(name) for name in _SOURCE_FIELDS).select(columns)
     return pl.concat([access.filter(~lacking), filled])
 
 
-def _latest_login(sessions: pl.LazyFrame, logins: pl.LazyFrame, key: str, prefix: str) -> pl.LazyFrame:
-    """Adds the fields of the latest login before each session that has the same protocol, host and `key`."""
-    fields = [pl.col(name).alias(prefix + name) for name in _SOURCE_FIELDS]
-    fields.append(pl.col("principal_id").alias(f"{prefix}user"))
+def summaries(access: pl.LazyFrame) -> pl.LazyFrame:
+    """Session summaries of POP3 and IMAP with what their logins tell, found as `with_login` does.
+
+    Args:
+        access: rows of access_events of two days before and after those that are asked for.
+
+    Returns:
+        The rows with action `session`; address, TLS and mechanism those of the login where they have none of their
+        own, `login_ts` the login's time (null: no login found).
+    """
+    summary = _is_summary().fill_null(value=False)
+    fields = (*_SOURCE_FIELDS, *_LOGIN_FIELDS)
+    found = _signed_in(access.filter(summary), access, fields, _LONGEST)
+    own = pl.col("src_ip").is_not_null()
+    return found.with_columns(
+        *(pl.when(own).then(name).otherwise(f"_{name}").alias(name) for name in _SOURCE_FIELDS),
+        *(pl.coalesce(name, f"_{name}").alias(name) for name in _LOGIN_FIELDS if name != "ts"),
+        pl.col("_ts").alias("login_ts"),
+    ).select(*access.collect_schema().names(), "login_ts", pl.col("_user").alias("login_user"))
+
+
+def without_summary(access: pl.LazyFrame, paired: pl.LazyFrame) -> pl.LazyFrame:
+    """Attempts to log in to POP3 and IMAP, in the same columns, less those that `paired` (see `summaries`) took up."""
+    login = ((pl.col("action") == "auth") & pl.col("protocol").is_in(_SESSION_PROTOCOLS)).fill_null(value=False)
+    good = pl.col("outcome") == "success"
+    taken = paired.filter(pl.col("login_ts").is_not_null()).select(
+        "protocol", "host", pl.col("login_user").alias("principal_id"), pl.col("login_ts").alias("ts")
+    )
+    key = ["protocol", "host", "principal_id", "ts"]
+    left = access.filter(login & good).join(taken.unique(), on=key, how="anti", nulls_equal=True)
+    return pl.concat([left, access.filter(login & ~good.fill_null(value=False))])
+
+
+def _is_summary() -> pl.Expr:
+    return (pl.col("action") == "session") & pl.col("protocol").is_in(_SESSION_PROTOCOLS)
+
+
+def _signed_in(
+    summaries: pl.LazyFrame, access: pl.LazyFrame, fields: tuple[str, ...], longest: str | None = None
+) -> pl.LazyFrame:
+    """Adds the fields of each session's login as `_name`, and its user as `_user`; null where there is no login."""
+    protocol = pl.col("protocol").is_in(_SESSION_PROTOCOLS)
+    login = (pl.col("action") == "auth") & (pl.col("outcome") == "success") & protocol & pl.col("src_ip").is_not_null()
+    # Two logins in the same instant: the later by identity, so that the order of the files plays no part.
+    logins = access.filter(login).with_columns(pl.col("host").fill_null("")).sort("ts", "event_uid")
+    sessions = summaries.with_columns(pl.col("host").fill_null("").alias("_host")).sort("ts")
+    sessions = _latest_login(sessions, logins, ("session_id", "_session_"), fields, longest)
+    sessions = _latest_login(sessions, logins, ("principal_id", "_principal_"), fields, _LOGIN_REACH)
+    # A process id may stand for the session: the next day another user's session has it again.
+    same_user = (pl.col("_session_user") == pl.col("principal_id")).fill_null(value=True)
+    by_session = pl.col("_session_src_ip").is_not_null() & same_user
+    return sessions.with_columns(
+        pl.when(by_session).then(f"_session_{name}").otherwise(f"_principal_{name}").alias(f"_{name}")
+        for name in (*fields, "user")
+    )
+
+
+def _latest_login(
+    sessions: pl.LazyFrame, logins: pl.LazyFrame, by: tuple[str, str], fields: tuple[str, ...], longest: str | None
+) -> pl.LazyFrame:
+    """Adds the fields of the latest login before each session that has the same protocol, host and key."""
+    key, prefix = by
+    taken = [pl.col(name).alias(prefix + name) for name in fields]
+    taken.append(pl.col("principal_id").alias(f"{prefix}user"))
     return sessions.join_asof(
-        logins.filter(pl.col(key).is_not_null()).select("ts", "protocol", "host", key, *fields),
+        logins.filter(pl.col(key).is_not_null()).select("ts", "protocol", "host", key, *taken),
         on="ts",
         by_left=["protocol", "_host", key],
         by_right=["protocol", "host", key],
         strategy="backward",
-        tolerance=None if key == "session_id" else _LOGIN_REACH,
+        tolerance=longest,
         check_sortedness=False,
     )
 

@@ -1,12 +1,13 @@
 """Derived tables kept in step with the events: only the days that changed are built again.
 
 Each derived table remembers, in its own transaction log, up to which version of each source it has been built. Whatever
-stopped an earlier run, the next one catches up from there.
+stopped an earlier run, the next one catches up from there. A change is felt by every day that has the changed one in
+its reach (see transforms.derived), in whatever order the files come.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, timedelta
+from datetime import date
 
 import polars as pl
 
@@ -61,19 +62,14 @@ def _stale(archive: Archive, table: Derived, versions: dict[str, int], *, everyt
     days: set[date] = set()
     for source in dated & set(versions):
         since = None if everything or moved else before.get(source)
-        days |= _affected(archive.changed_dates(source, since), table)
+        days.update(day for changed in archive.changed_dates(source, since) for day in table.felt(changed))
+    if table.period == "day" and days:
+        # A day without events has no rows; where it had some, they must go.
+        days &= {d for source in (*dated & set(versions), table.table) for d in archive.dates(source)}
     return sorted(days)
 
 
-def _affected(changed: Iterable[date], table: Derived) -> set[date]:
-    """A change is felt by the month, or by its day and the next: a session may have begun before midnight."""
-    if table.period == "month":
-        return {d.replace(day=1) for d in changed}
-    return {d + timedelta(days=n) for d in changed for n in (0, 1)}
-
-
 def _build(readers: dict[str, Reader], table: Derived, day: date) -> pl.DataFrame:
-    days = range(31) if table.period == "month" else (-1, 0)
-    wanted = [day + timedelta(days=n) for n in days]
+    wanted = table.read(day)
     inputs = {s: read(None if contract(s).kind == "reference" else wanted) for s, read in readers.items()}
     return table.build(day, inputs).collect(engine="streaming")

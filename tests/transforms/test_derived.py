@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha1
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from archive.store import Archive
 from data_contracts import contract
+from flows.pipeline import deriving
 from transforms.derived import context_days, derived, edge_days, first_seen, journal_hours
 
 DAY = date(2021, 1, 12)
@@ -56,7 +59,10 @@ def build(name: str, tables: Mapping[str, pl.LazyFrame], day: date = DAY) -> pl.
 # One event of every kind that the tables look at, in a small world so that keys collide and joins find partners.
 EVENTS = st.fixed_dictionaries(
     {
-        "source": st.sampled_from(["dovecot", "exchange_ews", "exchange_httpproxy", "iis", "m365_ual"]),
+        "source": st.sampled_from(
+            ["dovecot", "exchange_ews", "exchange_httpproxy", "exchange_pop_imap", "iis", "m365_ual"]
+        ),
+        "op_raw": st.sampled_from(["be:retr", "be:opensession", "opensession", "pass", "closesession"]),
         "action": st.sampled_from(["auth", "session", "get_item", "find_item", "probe"]),
         "protocol": st.sampled_from(["pop3", "imap", "ews", "graph"]),
         "ts": st.integers(-6 * 3600, 24 * 3600 - 1).map(
@@ -185,12 +191,26 @@ def test_context_days_say_what_duckdb_says(events: list[dict[str, Any]]) -> None
 
 def test_every_table_is_found_and_comes_after_what_it_reads() -> None:
     names = [table.table for table in derived()]
-    assert sorted(names) == ["context_days", "edge_days", "first_seen", "journal_hours"]
+    assert sorted(names) == [
+        "clock_offsets", "context_days", "edge_days", "first_seen", "journal_hours", "messages", "sessions",
+    ]  # fmt: skip
     assert names.index("first_seen") > max(names.index("context_days"), names.index("edge_days"))
     assert {table.table: table.period for table in derived()}["first_seen"] == "month"
     assert all(contract(table.table).kind == "derived" for table in derived())
     for module in (context_days, edge_days, first_seen, journal_hours):
         assert contract(module.TABLE).partitioned_by == "date"
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_what_is_read_is_what_feels_a_change(name: str) -> None:
+    table = BY_NAME[name]
+    if table.period == "month":
+        assert table.felt(DAY) == [date(2021, 1, 1)]
+        assert DAY in table.read(date(2021, 1, 1))
+        return
+    days = [DAY + timedelta(days=n) for n in range(-20, 21)]
+    assert {d for d in days if d in table.felt(DAY)} == {d for d in days if DAY in table.read(d)}
+    assert len(table.felt(DAY)) == sum(table.reach) + 1
 
 
 @pytest.mark.parametrize("name", sorted(BY_NAME))
@@ -309,3 +329,54 @@ def test_first_seen_is_the_month_of_successes() -> None:
     names = {name for _, name, _ in seen}
     assert not names & {"pw:ann", "health", "203.0.113.0/24"}
     assert contract("first_seen").split(rows)[1].is_empty()
+
+
+def lines(host: str, day: int) -> dict[str, pl.LazyFrame]:
+    """A day of a server's log: a message through a content filter, and the end of one that waited since the 12th."""
+    begin = datetime(2021, 1, day, 8, tzinfo=UTC)
+    first, second, mid = f"{day}AAAAA", f"{day}FFFFF", f"<{host}-{day}@a.example>"
+    outside, inside = {"src_ip": "198.51.100.7"}, {"src_ip": "127.0.0.1"}
+    passed = {"rcpt": "ann@b.example", "dst_ip": "127.0.0.1", "status_text": f"250 Ok: queued as {second}"}
+    final = {"event": "defer", "outcome": "failure"} if day == 12 else {"event": "send"}
+    told: list[dict[str, Any]] = [
+        {"event": "connect", "session_id": "7", **outside},
+        {"event": "cleanup", "queue_id": first, "message_id": mid},
+        {"event": "send", "queue_id": first, **passed},
+        {"event": "receive", "queue_id": second, **inside},
+        {"event": "cleanup", "queue_id": second, "message_id": mid},
+        {"queue_id": second, "rcpt": "ann@b.example", **final},
+        {"event": "disconnect", "session_id": "7", "status_text": "auth=1 commands=9", **outside},
+    ]
+    if day == 15:
+        told.append({"event": "send", "queue_id": "12FFFFF", "rcpt": "ann@b.example"})
+    signed = {"protocol": "smtp", "source": "postfix", "action": "auth", "host": host, "principal_id": "svc", **outside}
+    return {
+        "mail_events": mail(*(row | {"host": host, "ts": begin + timedelta(seconds=n)} for n, row in enumerate(told))),
+        "access_events": access(signed | {"session_id": first, "ts": begin + timedelta(seconds=1)}),
+    }
+
+
+def test_evidence_in_any_order_gives_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ("messages", "sessions", "clock_offsets")
+    monkeypatch.setattr(deriving, "derived", lambda: tuple(BY_NAME[name] for name in ours))
+    files = [lines(host, day) for host in ("mx1", "mx2") for day in (12, 13, 15)]
+    found: list[dict[str, pl.DataFrame]] = []
+    for steps in ([files], [files[3:], files[:3]], [[file] for file in files[::-1]]):
+        archive = Archive.create(str(tmp_path / f"archive{len(found)}"))
+        for step in steps:
+            for file in step:
+                for name, rows in file.items():
+                    archive.append(name, rows.collect())
+            deriving.refresh(archive)
+        assert deriving.refresh(archive) == {}
+        found.append({name: archive.scan(name).collect() for name in ours})
+    for name in ours:
+        assert_frame_equal(found[1][name], found[0][name])
+        assert_frame_equal(found[2][name], found[0][name])
+    counted = found[0]["messages"].filter("counts")
+    columns = ("date", "host", "status", "attempts", "src_ip", "sasl_username")
+    assert counted.select(columns).sort("date", "host").rows() == [
+        (date(2021, 1, day), host, "sent", 1 + (day == 12), "198.51.100.7", "svc")
+        for day in (12, 13, 15) for host in ("mx1", "mx2")
+    ]  # fmt: skip
+    assert found[0]["sessions"].select("principal_id", "commands").unique().rows() == [("svc", 9)]

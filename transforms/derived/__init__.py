@@ -5,35 +5,53 @@ Each module exposes
 - ``TABLE``: the contract it fills;
 - ``PERIOD``: ``"day"`` or ``"month"``, what one call of `build` covers;
 - ``SOURCES``: the tables it reads;
+- ``REACH``, for a daily table: how many days before and after its own day `build` looks at, ``(1, 0)`` where the module
+  does not say otherwise. An event of a day is felt by so many days after and before it;
 - ``build(day, tables)``: the rows of that day (of that month for a monthly table) as a LazyFrame in the contract's
   columns and in one fixed order of rows, so that the same events give the same rows whatever files they came in.
 
-The caller hands over the event tables of the day and of the day before, since a session may begin before midnight;
-`build` keeps to its own day. A monthly table gets the daily tables of its month.
+The caller hands over the event tables of the days in reach, since a session may begin before midnight and a message
+may leave days after it came; `build` keeps to its own day: a day without events of its own has no rows. A monthly table
+gets the daily tables of its month.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from functools import cache
 from graphlib import TopologicalSorter
 from typing import Literal
 
 import polars as pl
 
+DAY_BEFORE = (1, 0)
+
 Build = Callable[[date, Mapping[str, pl.LazyFrame]], pl.LazyFrame]
 
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """One derived table: its contract's name, what it covers, what it reads, and how it is built."""
+    """One derived table: its contract's name, what it covers, what it reads, how it is built, days in reach."""
 
     table: str
     period: Literal["day", "month"]
     sources: tuple[str, ...]
     build: Build
+    reach: tuple[int, int] = DAY_BEFORE
+
+    def read(self, day: date) -> list[date]:
+        """Days that the rows of `day` depend on (for a monthly table the days of the month that begins on `day`)."""
+        before, after = (0, 30) if self.period == "month" else self.reach
+        return [day + timedelta(days=n) for n in range(-before, after + 1)]
+
+    def felt(self, day: date) -> list[date]:
+        """Days (or the first of the month) whose rows depend on events of `day`."""
+        if self.period == "month":
+            return [day.replace(day=1)]
+        before, after = self.reach
+        return [day + timedelta(days=n) for n in range(-after, before + 1)]
 
 
 @cache
@@ -42,6 +60,7 @@ def derived() -> tuple[Derived, ...]:
     found = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")):
         module = importlib.import_module(f"{__name__}.{name}")
-        found[module.TABLE] = Derived(module.TABLE, module.PERIOD, module.SOURCES, module.build)
+        reach = getattr(module, "REACH", DAY_BEFORE)
+        found[module.TABLE] = Derived(module.TABLE, module.PERIOD, module.SOURCES, module.build, reach)
     graph = {table: [source for source in found[table].sources if source in found] for table in sorted(found)}
     return tuple(found[table] for table in TopologicalSorter(graph).static_order())

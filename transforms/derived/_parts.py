@@ -6,6 +6,7 @@ from datetime import date
 import polars as pl
 
 from data_contracts import contract
+from transforms.derived._commands import EXCHANGE, commands_once
 from transforms.sessions import WEB_SOURCES, requests_once, with_login
 
 # A log can claim any number. Ten million rows at this cap still sum within 64 bits.
@@ -20,11 +21,16 @@ def table(tables: Mapping[str, pl.LazyFrame], name: str) -> pl.LazyFrame:
 
 
 def accesses(tables: Mapping[str, pl.LazyFrame], day: date) -> pl.LazyFrame:
-    """The access events of `day`: sessions with the address of their login, each web request once."""
+    """The access events of `day`: sessions with the address of their login, each web request and command once.
+
+    Of the two ends of an Exchange session over midnight, what the day and the day before tell decides which one counts.
+    """
     access = table(tables, "access_events")
-    # The two never concern the same rows; apart, neither runs over the other's.
-    web = pl.col("source").is_in(WEB_SOURCES)
-    rows = pl.concat([requests_once(access.filter(web)), with_login(access.filter(~web))])
+    # The three never concern the same rows; apart, none runs over the others'.
+    web, exchange = pl.col("source").is_in(WEB_SOURCES), pl.col("source") == EXCHANGE
+    columns = list(contract("access_events").polars_schema)
+    commands = commands_once(access.filter(exchange)).select(columns)
+    rows = pl.concat([requests_once(access.filter(web)), with_login(access.filter(~web & ~exchange)), commands])
     return rows.filter(pl.col("date") == day)
 
 
@@ -43,3 +49,19 @@ def finish(rows: pl.LazyFrame, name: str, key: Sequence[str]) -> pl.LazyFrame:
     ours = contract(name)
     order = [*ours.sorted_by, *(column for column in key if column not in ours.sorted_by)]
     return ours.conform(rows).sort(order, nulls_last=False)
+
+
+def declared_journals(tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """Mailboxes that the reference tables declare as journal: [mailbox_id, is_journal], the flag always true."""
+    mailboxes = table(tables, "mailboxes").filter(pl.col("kind") == "journal").select("mailbox_id")
+    bindings = table(tables, "bindings").filter(pl.col("scope") == "journal")
+    accounts = bindings.filter(pl.col("credential_id").str.to_lowercase().str.starts_with("pw:"))
+    names = pl.concat(
+        [
+            mailboxes,
+            bindings.select(pl.col("principal_id").alias("mailbox_id")),
+            accounts.select(pl.col("credential_id").str.slice(3).alias("mailbox_id")),
+        ]
+    )
+    lower = names.select(pl.col("mailbox_id").str.to_lowercase()).drop_nulls().unique()
+    return lower.with_columns(pl.lit(value=True).alias("is_journal"))

@@ -2,7 +2,7 @@
 
 Every journaled message is delivered once and leaves once, so that what went in and what came out must balance. Rows
 that count deliveries have no reader (src_net, client_fp and credential_id null); rows that count sessions have no
-deliveries.
+deliveries. A session stands in the hour of its end.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,15 @@ from datetime import date, timedelta
 
 import polars as pl
 
-from transforms.derived._parts import count, finish, table
+from transforms.derived._commands import EXCHANGE, REACH, exchange_sessions
+from transforms.derived._parts import count, declared_journals, finish, table
 from transforms.sessions import with_login
 
 TABLE = "journal_hours"
 PERIOD = "day"
 SOURCES = ("access_events", "mail_events", "mailboxes", "bindings")
+
+__all__ = ["KEY", "PERIOD", "REACH", "SOURCES", "TABLE", "build"]
 
 KEY = ("date", "tenant_id", "hour", "mailbox_id", "is_journal", "src_net", "client_fp", "credential_id")
 _READER = ("src_net", "client_fp", "credential_id")
@@ -29,18 +32,21 @@ def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
 
     Args:
         day: UTC day.
-        tables: SOURCES; access_events and mail_events of the day and the day before.
+        tables: SOURCES; access_events of the days in REACH, mail_events of the day and the day before.
 
     Returns:
         journal_hours of `day`; bytes in octets, times UTC.
     """
     pop3 = table(tables, "access_events").filter(pl.col("protocol") == "pop3")
-    readers = _sessions(pop3, day).select("mailbox_id", "host").unique()
-    declared = _declared(tables)
+    near = pl.col("date").is_between(day - timedelta(days=1), day)
+    exchange = _with_address(exchange_sessions(pop3, day), table(tables, "mailboxes"))
+    sessions = _sessions(pop3.filter(near), exchange, day)
+    readers = sessions.select("mailbox_id", "host").unique()
+    declared = declared_journals(tables)
     watched = pl.concat([readers.select("mailbox_id"), declared.select("mailbox_id")]).unique()
-    mail = table(tables, "mail_events")
+    mail = table(tables, "mail_events").filter(near)
     delivered = _with_sizes(_counted_once(_deliveries(mail, watched, readers), day), mail)
-    rows = pl.concat([_incoming(delivered), _outgoing(_sessions(with_login(pop3), day))], how="diagonal")
+    rows = pl.concat([_incoming(delivered), _outgoing(sessions)], how="diagonal")
     rows = _with_tenant(rows.join(declared, on="mailbox_id", how="left"), table(tables, "mailboxes"))
     rows = rows.with_columns(pl.lit(day).alias("date"), pl.col("is_journal").fill_null(value=False))
     states = rows.group_by(KEY).agg(
@@ -55,31 +61,27 @@ def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
     return finish(states, TABLE, KEY)
 
 
-def _sessions(access: pl.LazyFrame, day: date) -> pl.LazyFrame:
-    """Sessions of the day, with the mailbox that was read."""
+def _sessions(access: pl.LazyFrame, exchange: pl.LazyFrame, day: date) -> pl.LazyFrame:
+    """Sessions of the day, with the mailbox that was read; Exchange's as they are put together of their commands."""
     session = (pl.col("date") == day) & (pl.col("action") == "session") & (pl.col("outcome") != "failure")
+    summed = with_login(access.filter(pl.col("source") != EXCHANGE)).filter(session)
+    # An opened connection is no session of a reader.
+    commands = exchange.filter(pl.col("outcome") == "success").with_columns(pl.col("end_ts").alias("ts"))
     mailbox = pl.coalesce("mailbox_id", "principal_id").str.to_lowercase().alias("mailbox_id")
-    return (
-        access.filter(session)
-        .select("tenant_id", "ts", mailbox, "host", *_READER, "retr_count", "bytes_out", "dele_count", "maildrop_n")
-        .filter(pl.col("mailbox_id").is_not_null())
-    )
+    kept = ("tenant_id", "ts", mailbox, "host", *_READER, "retr_count", "bytes_out", "dele_count", "maildrop_n")
+    rows = pl.concat([summed.select(kept), commands.select(kept)])
+    return rows.filter(pl.col("mailbox_id").is_not_null())
 
 
-def _declared(tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """Mailboxes that the reference tables declare as journal, with a true flag."""
-    mailboxes = table(tables, "mailboxes").filter(pl.col("kind") == "journal").select("mailbox_id")
-    bindings = table(tables, "bindings").filter(pl.col("scope") == "journal")
-    accounts = bindings.filter(pl.col("credential_id").str.to_lowercase().str.starts_with("pw:"))
-    names = pl.concat(
-        [
-            mailboxes,
-            bindings.select(pl.col("principal_id").alias("mailbox_id")),
-            accounts.select(pl.col("credential_id").str.slice(3).alias("mailbox_id")),
-        ]
-    )
-    lower = names.select(pl.col("mailbox_id").str.to_lowercase()).drop_nulls().unique()
-    return lower.with_columns(pl.lit(value=True).alias("is_journal"))
+def _with_address(sessions: pl.LazyFrame, mailboxes: pl.LazyFrame) -> pl.LazyFrame:
+    """Exchange names users without a domain, cut at 20 characters: the one mailbox of that name in the reference."""
+    known = mailboxes.select(pl.col("mailbox_id").str.to_lowercase().alias("_address")).unique()
+    known = known.with_columns(pl.col("_address").str.extract("^([^@]{1,20})").alias("_short")).drop_nulls()
+    single = known.group_by("_short").agg(pl.col("_address").min(), pl.len().alias("_n")).filter(pl.col("_n") == 1)
+    user = pl.coalesce("mailbox_id", "principal_id").str.to_lowercase().str.replace(r"^.*[\\/]", "")
+    bare = pl.when(~user.str.contains("@", literal=True)).then(user.str.slice(0, 20))
+    found = sessions.with_columns(bare.alias("_short")).join(single.drop("_n"), on="_short", how="left")
+    return found.with_columns(pl.coalesce("_address", "mailbox_id").alias("mailbox_id")).drop("_short", "_address")
 
 
 def _deliveries(mail: pl.LazyFrame, watched: pl.LazyFrame, readers: pl.LazyFrame) -> pl.LazyFrame:

@@ -1,0 +1,176 @@
+"""sessions: one row per POP3, IMAP, SMTP or LDAP session, whichever logs tell of it and in how many lines.
+
+- Dovecot, Courier, Cyrus: the summary at the end, with address, TLS and time of its login; a login without a summary
+  and failed attempts are sessions too.
+- Exchange POP3 and IMAP: the commands of front end and back end, each counted once.
+- Postfix: connect to disconnect of one process, with the authentication of that client in between, which the log names
+  by the message's queue id.
+- Exchange SMTP protocol logs, LDAP: by their session or connection id.
+
+A session stands on the UTC day of its end; one over more than one midnight that is told command by command has a row
+for each of its days, and a login whose summary comes more than 48 hours later stands alone. A day costs five days of
+these protocols' rows (not of web and audit logs).
+"""
+
+from collections.abc import Mapping
+from datetime import date
+
+import polars as pl
+
+from transforms import sessions as logins
+from transforms.derived import _commands
+from transforms.derived._commands import CLIENT, WHO
+from transforms.derived._parts import finish, table
+
+TABLE = "sessions"
+PERIOD = "day"
+SOURCES = ("access_events", "mail_events")
+REACH = _commands.REACH
+
+KEY = ("tenant_id", "principal_id", "end_ts", "protocol", "source", "host", "session_id", "start_ts")
+_PROTOCOLS = ("pop3", "imap", "smtp", "ldap")
+_NUMBERS = ("item_count", "bytes_out", "bytes_in", "retr_count", "dele_count", "top_count", "maildrop_n")
+_COLUMNS = (
+    "date", "event_uid", "ts", "ts_end", "tenant_id", "protocol", "source", "host", "session_id", "action", "op_raw",
+    "outcome", *WHO, "src_ip_raw", "src_ip_key", *CLIENT, "auth_method", "tls_version", "tls_cipher", "op_count",
+    *_NUMBERS,
+)  # fmt: skip
+_MAIL = (
+    "date", "event_uid", "ts", "tenant_id", "source", "host", "session_id", "src_ip", "src_port", "src_net", "src_asn",
+    "src_org", "src_cc", "src_class", "tls_version", "tls_cipher",
+)  # fmt: skip
+_WITHIN = ("connect", "disconnect", "tls", "receive", "reject", "submit", "other")
+_SMTP_SERVERS = ("postfix", "exim", "sendmail", "courier", "exchange_smtp")
+_LONGEST = "24h"
+
+
+def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The sessions that belong to `day`.
+
+    Args:
+        day: UTC day.
+        tables: SOURCES; events of the days in REACH.
+
+    Returns:
+        sessions of `day`; bytes in octets, times UTC.
+    """
+    access = table(tables, "access_events").filter(pl.col("protocol").is_in(_PROTOCOLS)).select(_COLUMNS)
+    exchange = pl.col("source") == _commands.EXCHANGE
+    boxes = access.filter(pl.col("protocol").is_in(["pop3", "imap"]) & ~exchange)
+    # Held: the summaries take their logins out of the attempts that are left.
+    paired = logins.summaries(boxes).collect(engine="streaming").lazy()
+    conversations = access.filter(pl.col("protocol").is_in(["smtp", "ldap"]))
+    told = pl.concat([logins.without_summary(boxes, paired), conversations])
+    commands = pl.concat([_marked(told), _smtp(table(tables, "mail_events"))], how="diagonal")
+    rows = _by_client(commands).with_columns(_alone().alias("alone"))
+    numbered = _commands.numbered(rows, (*_commands.KEY, "alone")).collect(engine="streaming").lazy()
+    by_command = [
+        _commands.exchange_sessions(access, day),
+        _with_disconnect(_commands.summed(numbered), numbered).filter(pl.col("date") == day),
+    ]
+    whole = pl.concat([*by_command, _summarised(paired, day)], how="diagonal")
+    signature = pl.col("command_signature").replace("", None)
+    return finish(
+        whole.with_columns(pl.lit(day).alias("date"), signature), TABLE, [*KEY, "src_ip", "commands", "outcome"]
+    )
+
+
+def _marked(rows: pl.LazyFrame) -> pl.LazyFrame:
+    opens = (pl.col("protocol") == "ldap") & (pl.col("action") == "connect")
+    no = pl.lit(value=False)
+    return rows.with_columns(opens.alias("opens"), no.alias("closes"), no.alias("back"))
+
+
+def _alone() -> pl.Expr:
+    """What tells attempts apart that have no session id: who, whence and when."""
+    named = [pl.col(name).fill_null("") for name in ("principal_id", "src_ip")]
+    return pl.when(pl.col("session_id").is_null()).then(
+        pl.concat_str(*named, pl.col("ts").cast(pl.String), separator=" ")
+    )
+
+
+def _smtp(mail: pl.LazyFrame) -> pl.LazyFrame:
+    """SMTP sessions in mail logs as access rows; of Postfix those of smtpd, whose process serves one at a time."""
+    inward = pl.col("src_ip").is_not_null() | pl.col("src_host").is_not_null()
+    screen = (pl.col("op_raw") == "postscreen").fill_null(value=False)
+    event, postfix = pl.col("event"), pl.col("source") == "postfix"
+    ours = inward & ~screen & (~postfix | event.is_in(["connect", "disconnect", "tls"]))
+    ours = ours & pl.col("source").is_in(_SMTP_SERVERS)
+    kept = event.is_in(_WITHIN) & pl.col("session_id").is_not_null() & ours
+    told = pl.when(postfix & (event == "disconnect")).then("status_text")
+    return mail.filter(kept.fill_null(value=False)).select(
+        *_MAIL,
+        protocol=pl.lit("smtp"),
+        action=pl.when(event == "connect").then(pl.lit("connect")).otherwise(pl.lit("other")),
+        op_raw=pl.when(~postfix).then("op_raw"),
+        op_count=pl.when(event.is_in(["disconnect", "tls"]) | postfix).then(0).otherwise(1).cast(pl.Int64),
+        outcome=pl.lit("unknown"),
+        opens=event == "connect",
+        closes=event == "disconnect",
+        back=pl.lit(value=False),
+        said=told,
+    )
+
+
+def _by_client(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Puts Postfix's successful authentications, which have a queue id, into the latest session of their client."""
+    signed = (pl.col("source") == "postfix") & (pl.col("action") == "auth") & (pl.col("outcome") == "success")
+    signed = signed.fill_null(value=False)
+    begun = rows.filter((pl.col("source") == "postfix") & pl.col("opens")).select(
+        pl.col("host").fill_null("").alias("_host"), "src_ip", "ts", pl.col("session_id").alias("_session")
+    )
+    placed = (
+        rows.filter(signed)
+        .with_columns(pl.col("host").fill_null("").alias("_host"))
+        .sort("ts")
+        .join_asof(
+            begun.filter(pl.col("src_ip").is_not_null()).sort("ts", "_session"), on="ts", by=["_host", "src_ip"],
+            strategy="backward", tolerance=_LONGEST, check_sortedness=False,
+        )
+        .with_columns(pl.coalesce("_session", "session_id").alias("session_id"))
+        .drop("_host", "_session")
+    )  # fmt: skip
+    return pl.concat([rows.filter(~signed), placed])
+
+
+def _with_disconnect(sessions: pl.LazyFrame, numbered: pl.LazyFrame) -> pl.LazyFrame:
+    """Takes commands and failed authentications from `ehlo=1 auth=0/1 quit=1 commands=2/3` where Postfix says so."""
+    said = numbered.filter(pl.col("said").is_not_null()).group_by("run").agg(pl.col("said").max())
+    text, auth = pl.col("said"), r"(?:^| )auth=\d{1,9}/(\d{1,9})"
+    total = text.str.extract(r"(?:^| )commands=(?:\d{1,9}/)?(\d{1,9})").cast(pl.Int64, strict=False)
+    names = text.str.extract_all(r"[a-z_]{1,16}=").list.eval(pl.element().str.strip_suffix("="))
+    names = names.list.filter(pl.element() != "commands").list.unique().list.sort().list.join(",")
+    good = text.str.extract(r"(?:^| )auth=(\d{1,9})").cast(pl.Int64, strict=False)
+    failed = text.str.extract(auth).cast(pl.Int64, strict=False) - good
+    known = total.is_not_null()
+    return (
+        sessions.join(said, on="run", how="left")
+        .with_columns(
+            pl.when(known).then(total).otherwise("commands").alias("commands"),
+            pl.when(known).then(names).otherwise("command_signature").alias("command_signature"),
+            pl.max_horizontal("n_auth_failures", failed.clip(0)).alias("n_auth_failures"),
+            good.alias("_good"),
+        )
+        .with_columns(
+            pl.when(pl.col("_good") > 0)
+            .then(pl.lit("success"))
+            .when((pl.col("outcome") == "unknown") & (pl.col("n_auth_failures") > 0))
+            .then(pl.lit("failure"))
+            .otherwise("outcome")
+            .alias("outcome")
+        )
+    )
+
+
+def _summarised(paired: pl.LazyFrame, day: date) -> pl.LazyFrame:
+    """Sessions that the log sums up in one line."""
+    done = [pl.when(pl.col(f"{name}_count") > 0).then(pl.lit(name)) for name in ("dele", "retr", "top")]
+    signature = pl.concat_list(done).list.drop_nulls().list.join(",")
+    return paired.filter(pl.col("date") == day).with_columns(
+        pl.col("login_ts").alias("start_ts"),
+        pl.max_horizontal("ts", "ts_end").alias("end_ts"),
+        pl.when(pl.col("protocol") == "pop3").then(signature).alias("command_signature"),
+        pl.col("op_count").clip(0).alias("commands"),
+        *(pl.col(name).clip(0) for name in _NUMBERS),
+        pl.lit(0, pl.Int64).alias("n_auth_failures"),
+    )
