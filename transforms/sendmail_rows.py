@@ -54,6 +54,7 @@ SESSIONS = (
     ("disconnect", "failure", "lost input channel", rf"^lost input channel from {_PEER} (to .*)$"),
     ("disconnect", "failure", "timeout waiting for input", rf"^timeout waiting for input from {_PEER} ?(.*)$"),
     ("disconnect", "failure", "message cut off", rf"^collect: (?:premature EOM|unexpected close).*? from {_PEER}(.*)$"),
+    ("reject", "failure", "message refused", rf"^collect: relay={_PEER}, (.*)$"),
     ("connect", "success", "", rf"^connect from {_PEER}(.*)$"),
 )
 

@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import date, timedelta
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Programs:
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
+        self.also: list[Path] = []  # logs that the programs write by themselves
         self._running: list[subprocess.Popen[bytes]] = []
         self._taken: list[socket.socket] = []
 
@@ -70,9 +72,8 @@ class Programs:
 
     def tails(self) -> str:
         """The end of each program's log."""
-        return "\n".join(
-            f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(self.logs.glob("*.log"))
-        )
+        logs = sorted(self.logs.glob("*.log")) + [log for log in self.also if log.exists()]
+        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
 
     def stop(self) -> None:
         """Ends the process groups, the last one started first."""
@@ -107,7 +108,7 @@ class Gatehound:
     def __call__(self, *arguments: str | Path, exit_code: int = 0) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "flows.main", *map(str, arguments)]
         done = subprocess.run(
-            command, cwd=ROOT, env=self.env, capture_output=True, timeout=180, stdin=subprocess.DEVNULL, check=False
+            command, cwd=ROOT, env=self.env, capture_output=True, timeout=600, stdin=subprocess.DEVNULL, check=False
         )
         assert done.returncode == exit_code, f"{arguments}: {done.stderr.decode(errors='replace')[-3000:]}"
         return done
@@ -119,6 +120,71 @@ class Gatehound:
 @pytest.fixture(scope="session")
 def gatehound() -> Callable[..., Gatehound]:
     return lambda **env: Gatehound(env)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What the command line made of the log of a server that has just run."""
+
+    evidence: dict[str, Any]
+    archive: Path
+
+    def rows(self, table: str, **where: Any) -> list[dict[str, Any]]:
+        """Rows of an event table with these values, in the order of the log, without the columns that are null."""
+        from archive.store import Archive
+
+        found = Archive.open(self.archive).scan(table).collect().sort("record_no").to_dicts()
+        return [
+            {name: value for name, value in row.items() if value is not None}
+            for row in found
+            if all(row[name] == value for name, value in where.items())
+        ]
+
+    def row(self, table: str, **where: Any) -> dict[str, Any]:
+        """The only row with these values."""
+        found = self.rows(table, **where)
+        assert len(found) == 1, f"{table} {where}: {found}"
+        return found[0]
+
+
+@pytest.fixture(scope="session")
+def take(gatehound: Callable[..., Gatehound], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Taken]:
+    """Takes a log in: recognised by itself, each record accounted for, none damaged, each time in the last minutes."""
+
+    def taken(log: Path, name: str, *more: str, minutes: int = 15) -> Taken:
+        archive, say = tmp_path_factory.mktemp(name) / "archive", gatehound()
+        say("init", "-a", archive)
+        answer = say.json("ingest", "-a", archive, log, *more)
+        (evidence,) = answer["evidence"]
+        text = log.read_text(errors="replace")
+        assert (evidence["format"], evidence["status"], evidence["quarantined"]) == (name, "committed", {}), text
+        lines = text.count("\n")
+        told = sum(evidence["events"].values()) + sum(evidence["ignored"].values())
+        assert told + evidence["continuations"] == evidence["records"] == lines, evidence
+        now = datetime.now(UTC)
+        for end in ("first_ts", "last_ts"):
+            assert now - timedelta(minutes=minutes) < datetime.fromisoformat(evidence[end]) < now, evidence
+        return Taken(evidence, archive)
+
+    return taken
+
+
+@pytest.fixture(scope="module")
+def jail(programs: Programs) -> Iterator[Callable[..., Any]]:
+    """Makes root folders of packages (tests.live.servers.Jail), and ends and removes them."""
+    from tests.live.servers import Jail
+
+    made: list[Jail] = []
+
+    def make(*packages: str, without: Sequence[str] = ()) -> Jail:
+        made.append(Jail(programs, *packages, without=without))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for one in made:
+            one.close()
 
 
 @pytest.fixture(scope="session")

@@ -329,3 +329,16 @@ def test_auth_round_trip(good: bool, user: str, ip: str, mech: str) -> None:
     row = one(f"40VNxxAb018001: {said}")
     assert (row["disposition"], row["outcome"]) == ("access_events", "success" if good else "failure")
     assert (row["principal_id"], row["src_ip_raw"], row["auth_method"]) == (user.lower(), ip, mech)
+
+
+def test_a_message_refused_while_it_is_sent_names_its_client() -> None:
+    row = one(
+        "u31FFPtp032300: collect: relay=c.example [192.0.2.5], from=<a@b.example>, info=Bare linefeed, status=tempfail"
+    )
+    assert (row["event"], row["outcome"], row["src_ip_raw"], row["src_host"]) == (
+        "reject",
+        "failure",
+        "192.0.2.5",
+        "c.example",
+    )
+    assert row["queue_id"] == "u31FFPtp032300"

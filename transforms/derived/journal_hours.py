@@ -40,10 +40,11 @@ def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
     pop3 = table(tables, "access_events").filter(pl.col("protocol") == "pop3")
     near = pl.col("date").is_between(day - timedelta(days=1), day)
     exchange = _with_address(exchange_sessions(pop3, day), table(tables, "mailboxes"))
-    sessions = _sessions(pop3.filter(near), exchange, day)
+    # Held from here on: what follows looks at it several times.
+    sessions = _sessions(pop3.filter(near), exchange, day).collect(engine="streaming").lazy()
     readers = sessions.select("mailbox_id", "host").unique()
     declared = declared_journals(tables)
-    watched = pl.concat([readers.select("mailbox_id"), declared.select("mailbox_id")]).unique()
+    watched = pl.concat([readers.select("mailbox_id"), declared.select("mailbox_id")]).unique().collect().lazy()
     mail = table(tables, "mail_events").filter(near)
     delivered = _with_sizes(_counted_once(_deliveries(mail, watched, readers), day), mail)
     rows = pl.concat([_incoming(delivered), _outgoing(sessions)], how="diagonal")
@@ -88,12 +89,11 @@ def _deliveries(mail: pl.LazyFrame, watched: pl.LazyFrame, readers: pl.LazyFrame
     """Deliveries into watched mailboxes, one row per log line and recipient."""
     lines = (
         mail.filter((pl.col("event") == "deliver") & (pl.col("outcome") != "failure") & pl.col("rcpt").is_not_null())
-        .select("tenant_id", "ts", "date", "source", "host", "queue_id", "size_bytes", "rcpt")
-        # Exchange names all recipients of a delivery in one field.
-        .with_columns(pl.col("rcpt").str.to_lowercase().str.split(";"))
-        .explode("rcpt", empty_as_null=False)
-        .with_columns(pl.col("rcpt").str.strip_chars(" <>").alias("mailbox_id"))
-        .drop("rcpt")
+        .with_columns(pl.when(pl.col("recipients").list.len() > 0).then("recipients").otherwise(pl.concat_list("rcpt")))
+        .select("tenant_id", "ts", "date", "source", "host", "queue_id", "size_bytes", "recipients")
+        .explode("recipients", empty_as_null=False)
+        .with_columns(pl.col("recipients").str.to_lowercase().str.strip_chars(" <>").alias("mailbox_id"))
+        .drop("recipients")
     )
     addressed = lines.join(watched, on="mailbox_id", how="semi")
     # System accounts log in without a domain: their mail is what the same host delivered to that local part.

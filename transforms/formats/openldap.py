@@ -143,7 +143,11 @@ def _read() -> dict[str, pl.Expr]:
         "entries": result.extract(r"(?:^| )nentries=([0-9]{1,15}) text=").cast(pl.Int64, strict=False),
         "text": result.extract(r" text=(.*)$"),
         "tls_version": pl.when(kind == lines_of.TLS).then(
-            pl.coalesce(secured.extract(r"(?:^| )tls_proto=([^ ]{1,20})"), pl.lit("TLS"))
+            pl.coalesce(
+                # GnuTLS names it TLS1.3
+                secured.extract(r"(?:^| )tls_proto=([^ ]{1,20})").str.replace(r"^TLS(\d)", "TLSv$1"),
+                pl.lit("TLS"),
+            )
         ),
         "tls_cipher": secured.extract(r"(?:^| )tls_cipher=([^ ]{1,80})"),
     }  # fmt: skip
