@@ -225,7 +225,7 @@ def _reason() -> pl.Expr:
 
 FORMAT = Format(
     name="windows_directory",
-    title="Windows domain controllers: LDAP searches, binds and network sign-ins",
+    title="Windows domain controller: LDAP searches, binds, sign-ins",
     spec="https://learn.microsoft.com/troubleshoot/windows-server/active-directory/"
     "event1644reader-analyze-ldap-query-performance",
     tables=("access_events",),
