@@ -167,7 +167,11 @@ def _view(archive: "Archive", table: Contract, found: delta.Snapshot | None) -> 
         day = identifier(table.partitioned_by)
         options = f"hive_partitioning = true, hive_types = {{{day}: DATE}}, hive_types_autocast = false"
     listed = ", ".join(literal(pattern) for pattern in patterns)
-    sql = f"create view {identifier(table.name)} as select {columns} from read_parquet([{listed}], {options})"
+    rows = f"select * from read_parquet([{listed}], {options})"
+    if table.kind == "reference":  # one that was stored under an older contract may lack columns of this one
+        typed = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind in types.items())
+        rows += f" union all by name select {typed} where false"
+    sql = f"create view {identifier(table.name)} as select {columns} from ({rows})"
     return sql, paths + patterns
 
 

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from flows.commands import analyse, collect, formats
+from flows.commands import analyse, collect, findings, formats, rules
 
 app = typer.Typer(
     name="gatehound",
@@ -18,6 +18,8 @@ app = typer.Typer(
 )
 collect.register(app)
 analyse.register(app)
+rules.register(app)
+findings.register(app)
 formats.register(app)
 
 

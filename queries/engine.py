@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from data_contracts import contract
 from data_contracts.errors import UsageError
 from queries.cases import Case, build, surroundings
 from queries.catalogue import FOLDER, RESULT_COLUMNS, Detection, catalogue, load
+from queries.expected import Expected, apply
 from queries.findings import ENTITIES, Finding, as_json, finding
 from queries.limits import limits
 from queries.text import iso, plain
@@ -40,6 +41,7 @@ class HuntResult:
     """What a hunt found, what ran, and what the logs cannot say.
 
     `cases` holds all cases by rank; those beyond the budget have shown = False and stand only in `to_frame`.
+    `expected` holds the findings that rules of the table contexts silence: these are in no case.
     """
 
     run_id: str
@@ -51,6 +53,7 @@ class HuntResult:
     detections_skipped: tuple[Skipped, ...]
     cases: tuple[Case, ...]
     limits: tuple[str, ...]
+    expected: Expected = field(default_factory=Expected)
 
     @property
     def shown(self) -> tuple[Case, ...]:
@@ -63,8 +66,8 @@ class HuntResult:
         return tuple(finding for case in self.cases for finding in case.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The document of `hunt -t json`."""
-        return {
+        """The document of `hunt -t json`; `suppressed` is there where there are rules about what is expected."""
+        document = {
             "run_id": self.run_id,
             "window": {"from": iso(self.window_from), "to": iso(self.window_to)},
             "archive_version": dict(self.archive_version),
@@ -73,6 +76,7 @@ class HuntResult:
             "cases": [case.to_dict() for case in self.shown],
             "limits": list(self.limits),
         }
+        return document | ({"suppressed": self.expected.to_dict()} if self.expected.is_used else {})
 
     def to_json(self) -> str:
         """The same as one JSON text."""
@@ -146,10 +150,11 @@ def hunt(
         else:
             run.append(detection.id)
             findings += found
+    at = (now or datetime.now(UTC)).astimezone(UTC)
+    findings, expected = apply(con, findings, at)
     n_days = max(1, -(-(end - begin) // timedelta(days=1)))
     around = surroundings(con, findings, begin.date() - timedelta(days=LONGEST_BASELINE), end.date())
     cases = build(findings, around, max(0, budget) * n_days)
-    at = (now or datetime.now(UTC)).astimezone(UTC)
     return HuntResult(
         run_id=_run_id((begin, end), values, archive_version or {}, at),
         run_at=at,
@@ -160,6 +165,7 @@ def hunt(
         detections_skipped=tuple(skipped),
         cases=cases,
         limits=tuple(limits(con, begin, end) + _cut(cases, budget)),
+        expected=expected,
     )
 
 

@@ -21,6 +21,7 @@ _CELL = 300
 _SEVERITIES = ("critical", "high", "medium", "low", "info")
 _SERIOUS = ("critical", "high")
 _WORST = 3
+_MOST_SUPPRESSED = 200
 _WHO = (
     ("Tenants", "tenant_ids"),
     ("Credentials", "credential_ids"),
@@ -141,6 +142,7 @@ def _view(m: Material) -> dict[str, Any]:
         "cases": cases,
         "hidden": _hidden(m.hunt.get("beyond_budget", 0)),
         "steps": _steps(cases),
+        "suppressed": _suppressed(m),
         "pictures": [
             {
                 "title": p.title,
@@ -164,13 +166,48 @@ def _case(case: Mapping[str, Any], m: Material) -> dict[str, Any]:
         rows = None
         if shown is not None and shown[0].height:
             rows = _table(shown[0]) | {"shown": shown[0].height, "total": f"{shown[1]:,}"}
-        findings.append({**finding, "meta": m.detections[finding["detection"]], "rows": rows})
+        meta = m.detections[finding["detection"]]
+        findings.append({**finding, "meta": meta, "rows": rows, "judged": _judged(finding)})
     who = [(name, case["entities"][key]) for name, key in _WHO if case["entities"].get(key)]
     used = list(dict.fromkeys(f["detection"] for f in findings))
     kinds = [
         {"id": i, **m.detections[i], "title": next(f["title"] for f in findings if f["detection"] == i)} for i in used
     ]
-    return {**case, "heading": heading(case), "findings": findings, "who": who, "kinds": kinds}
+    counts = Counter(f["triage"]["state"] for f in case["findings"] if "triage" in f)
+    states = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+    if states:
+        states = f"Findings judged: {states}, of {len(findings)}."
+    return {**case, "heading": heading(case), "findings": findings, "who": who, "kinds": kinds, "states": states}
+
+
+def _judged(finding: Mapping[str, Any]) -> str:
+    """What people made of a finding, in a sentence; nothing where no one judged it."""
+    held = finding.get("triage")
+    if held is None:
+        return ""
+    of = f" of {held['duplicate_of']}" if held["duplicate_of"] else ""
+    return f"Judged {held['state']}{of} on {_when(held['at'])} UTC by {held['who']}: {_cut(held['reason'], _CELL)}"
+
+
+def _suppressed(m: Material) -> dict[str, Any]:
+    """Findings that rules silence, each with its rules; rules without effect are told as well."""
+    held = m.hunt.get("suppressed") or {"count": 0, "findings": [], "rules_without_effect": []}
+    rows = [
+        {
+            **finding,
+            "title": m.detections.get(finding["detection"], {}).get("title", ""),
+            "rules": "; ".join(
+                f"{r['rule_id']} ({r['owner']}, to {_when(r['valid_to'])}): {_cut(r['reason'], _CELL)}"
+                for r in finding["rules"]
+            ),
+        }
+        for finding in held["findings"][:_MOST_SUPPRESSED]
+    ]
+    hidden = held["count"] - len(rows)
+    notes = [f"Rule {r['rule_id']} has no effect: {r['reason']}." for r in held["rules_without_effect"]]
+    notes += [f"{hidden} more are not listed here; hunt -t json has all."] if hidden > 0 else []
+    lead = f"{_count(held['count'], 'finding')} {'is' if held['count'] == 1 else 'are'} in no case"
+    return {"lead": lead, "rows": rows, "notes": notes}
 
 
 def _steps(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -258,6 +295,8 @@ def _bounds(m: Material) -> str:
     limits, skipped = len(m.hunt["limits"]), len(m.hunt["detections_skipped"])
     text = f"{_count(limits, 'limit')} of these logs {'is' if limits == 1 else 'are'} stated below"
     text += f", and {_count(skipped, 'detection')} could not run" if skipped else ""
+    silenced = (m.hunt.get("suppressed") or {"count": 0})["count"]
+    text += f"; {_count(silenced, 'finding')} suppressed as expected, see below" if silenced else ""
     carries = f"How far this carries: {text}. What is not in the logs can neither be confirmed nor ruled out."
     return f"{carries} A case is a lead to be checked, not a verdict."
 

@@ -1,4 +1,4 @@
-"""Verbs that ask: sql, hunt, report, rules, demo."""
+"""Verbs that ask: sql, hunt, report, demo."""
 # ruff: noqa: FBT002, PLR0917 - the signature of a verb is its command line
 
 from pathlib import Path
@@ -8,8 +8,6 @@ import typer
 
 from flows.commands.options import DEFAULT_ARCHIVE, ArchiveOption, FormatOption, open_archive, progress
 from flows.output import OutputFormat
-
-rules_app = typer.Typer(help="The detections.", no_args_is_help=True, rich_markup_mode=None)
 
 SEVERITIES = ("info", "low", "medium", "high", "critical")
 
@@ -23,7 +21,6 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Example: gatehound report -a case17 --out report/ --to html,md,csv --from 2021-01-10 --until 2021-02-10"
     )(report)
-    app.add_typer(rules_app, name="rules")
     app.command(epilog="Example: gatehound demo --out demo")(demo)
 
 
@@ -53,6 +50,9 @@ def hunt(
     detections: Annotated[str | None, typer.Option(help="Ids, separated by commas; default: all.")] = None,
     budget: Annotated[int, typer.Option(help="Most cases shown for each day of the window.", min=1)] = 10,
     fail_level: Annotated[str | None, typer.Option(help="Exit with 1 if a case is at or above this severity.")] = None,
+    since_last: Annotated[
+        bool, typer.Option("--since-last", help="Say what is new, changed and gone since the run before.")
+    ] = False,
     to: FormatOption = OutputFormat.table,
 ) -> None:
     """Run the detections; ranked cases."""
@@ -60,13 +60,17 @@ def hunt(
     from flows.commands.render import show_hunt
     from flows.output import working
     from flows.pipeline.hunting import hunt_archive
+    from flows.pipeline.since import compare
+    from flows.pipeline.triage import judged
 
     if fail_level is not None and fail_level not in SEVERITIES:
         raise UsageError(f"--fail-level {fail_level}: no such severity", f"one of {', '.join(SEVERITIES)}")
     ids = None if detections is None else [d.strip() for d in detections.split(",") if d.strip()]
     with working("hunting"):
-        result = hunt_archive(open_archive(archive), begin=begin, end=end, detections=ids, budget=budget)
-    show_hunt(result, to)
+        opened = open_archive(archive)
+        result = hunt_archive(opened, begin=begin, end=end, detections=ids, budget=budget)
+        since = compare(opened, result) if since_last else None
+    show_hunt(result, to, judged=judged(opened), since=since)
     if fail_level and any(SEVERITIES.index(c.severity) >= SEVERITIES.index(fail_level) for c in result.cases):
         raise typer.Exit(1)
 
@@ -92,32 +96,6 @@ def report(
     with working("hunting, and writing the report"):
         files = write_report(open_archive(archive), out, kinds, begin=begin, end=end, title=title, clobber=clobber)
     show_files(files, to)
-
-
-@rules_app.command("list", epilog="Example: gatehound rules list")
-def rules_list(to: FormatOption = OutputFormat.table) -> None:
-    """All detections."""
-    import polars as pl
-
-    from flows.output import emit_frame
-    from queries.catalogue import catalogue
-
-    rows = [
-        {"id": d.id, "title": d.title, "family": d.family, "severity": d.severity, "techniques": " ".join(d.techniques)}
-        for d in catalogue()
-    ]
-    emit_frame(pl.DataFrame(rows), to, prose=["title"])
-
-
-@rules_app.command("show", epilog="Example: gatehound rules show T01")
-def rules_show(
-    detection: Annotated[str, typer.Argument(help="Id of a detection.")], to: FormatOption = OutputFormat.table
-) -> None:
-    """One detection: hypothesis, parameters, blind spots, runbook, source."""
-    from flows.commands.render import show_rule
-    from queries.catalogue import find
-
-    show_rule(find(detection), to)
 
 
 def demo(

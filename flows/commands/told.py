@@ -1,5 +1,6 @@
 """Hunts and detections in words: for a terminal, as Markdown, or as data."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -7,7 +8,7 @@ import polars as pl
 from flows.output import OutputFormat, emit, emit_frame, plain, say, stdout, write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from queries.catalogue import Detection
     from queries.engine import HuntResult
@@ -23,21 +24,30 @@ _WHO = (
 )
 _NAMED = 5
 _MOST_LIMITS = 8
+_MOST_SINCE = 10  # cases of one kind that are listed
 
 
-def show_hunt(result: "HuntResult", to: OutputFormat) -> None:
+def show_hunt(
+    result: "HuntResult",
+    to: OutputFormat,
+    *,
+    judged: "Mapping[str, Mapping[str, Any]] | None" = None,
+    since: "Mapping[str, Any] | None" = None,
+) -> None:
     """Ranked cases: in words, as the document of `-t json`, or as one row for each finding."""
-    from flows.pipeline.hunting import told
+    from flows.pipeline.hunting import as_dict, told
     from reports.exports import findings_frame
 
     if to is OutputFormat.json:
-        emit(result.to_dict())
-    elif to is OutputFormat.md:
-        write(page(told(result)))
+        emit(as_dict(result, judged=judged, since=since))
+        return
+    answer = told(result, judged=judged, since=since)
+    if to is OutputFormat.md:
+        write(page(answer))
     elif to is OutputFormat.table:
-        show_cases(told(result))
+        show_cases(answer)
     else:
-        emit_frame(findings_frame(told(result)), to)
+        emit_frame(findings_frame(answer), to)
 
 
 def show_cases(answer: dict[str, Any]) -> None:
@@ -57,6 +67,8 @@ def show_cases(answer: dict[str, Any]) -> None:
         )
     if not answer["cases"]:
         console.print(Text("No findings. This is no all-clear:", style="bold"))
+    for line in (*suppressed_lines(answer), *since_lines(answer)):
+        _indented("", plain(line), "", text_style="yellow")
     console.print(Text(f"Ran {' '.join(answer['detections_run']) or 'nothing'}.", style="dim"))
     for skipped in answer["detections_skipped"]:
         console.print(Text(f"Skipped {skipped['id']}: {plain(skipped['reason'])}", style="yellow"))
@@ -87,6 +99,9 @@ def _show_case(case: dict[str, Any]) -> None:
         strongest = max(findings, key=lambda f: f["score"])
         more = f"{len(findings)} findings, the strongest: " if len(findings) > 1 else ""
         _indented(f"{detection:<13}", f"{more}{plain(strongest['explanation'])}", "cyan")
+    judged = counted_states(case["findings"])
+    if judged:
+        _indented(f"{'judged':<13}", judged, "magenta")
     console.print()
 
 
@@ -96,6 +111,60 @@ def _by_detection(findings: list[dict[str, Any]]) -> "Iterable[tuple[str, list[d
     for finding in findings:
         groups.setdefault(finding["detection"], []).append(finding)
     return groups.items()
+
+
+def counted_states(findings: "Iterable[Mapping[str, Any]]") -> str:
+    """How many findings were judged how: "2 benign, 1 confirmed"; nothing where none was."""
+    counts = Counter(f["triage"]["state"] for f in findings if "triage" in f)
+    return ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+
+
+def suppressed_lines(answer: "Mapping[str, Any]") -> list[str]:
+    """What rules silenced, by rule, and which rules can silence nothing; values as they are."""
+    held = answer.get("suppressed")
+    if held is None:
+        return []
+    by_rule = Counter(rule["rule_id"] for f in held["findings"] for rule in f["rules"])
+    owners = {rule["rule_id"]: rule for f in held["findings"] for rule in f["rules"]}
+    n = held["count"]
+    lines = [f"{n} {'finding is' if n == 1 else 'findings are'} suppressed as expected." if n else ""]
+    for rule_id, number in sorted(by_rule.items()):
+        rule = owners[rule_id]
+        lines.append(
+            f"{rule_id} ({rule['owner']}, to {_when(rule['valid_to'])}) silenced {number}: {rule['reason'][:200]}"
+        )
+    lines += [f"Rule {r['rule_id']} has no effect: {r['reason']}." for r in held["rules_without_effect"]]
+    return [line for line in lines if line]
+
+
+def since_lines(answer: "Mapping[str, Any]") -> list[str]:
+    """What has changed since the run before: numbers, then each case that is new, changed or gone."""
+    since = answer.get("since")
+    if since is None:
+        return []
+    if since["run_id"] is None:
+        return ["No run before to compare with: everything is new."]
+    lines = [f"Since run {since['run_id']} of {_when(since['run_at'])} UTC:"]
+    for kind in ("cases", "findings"):
+        numbers = ", ".join(f"{len(since[kind][state])} {state}" for state in ("new", "changed", "ongoing", "gone"))
+        lines.append(f"{kind}: {numbers}")
+    for state in ("new", "changed", "gone"):
+        shown = since["cases"][state][:_MOST_SINCE]
+        lines += [f"{state}: {case['case_id']} ({case['severity']}){_of_case(case)}" for case in shown]
+        more = len(since["cases"][state]) - _MOST_SINCE
+        lines += [f"and {more} more {state}"] if more > 0 else []
+    return lines
+
+
+def _of_case(case: "Mapping[str, Any]") -> str:
+    if "why" in case:
+        return f", {'; '.join(case['why'])}"
+    if "was" not in case:
+        return ""
+    parts = [f"{case[f'findings_{w}']} findings {w}" for w in ("added", "changed", "gone") if case[f"findings_{w}"]]
+    parts += [f"was {case['severity_then']}"] if case["severity_then"] != case["severity"] else []
+    parts += [f"was {', '.join(case['was'])}"] if case["was"] != [case["case_id"]] else []
+    return f", {', '.join(parts)}"
 
 
 def _indented(label: str, text: str, style: str, text_style: str = "") -> None:
@@ -142,8 +211,13 @@ def page(answer: dict[str, Any]) -> str:
             md(case["summary"]),
             "",
         ]
+        judged = counted_states(case["findings"])
+        lines += [f"Judged: {judged}.", ""] if judged else []
     if not answer["cases"]:
         lines += ["No findings. This is no all-clear.", ""]
+    for title, said in (("Suppressed as expected", suppressed_lines), ("Since the run before", since_lines)):
+        found = said(answer)
+        lines += [f"## {title}", "", *(f"- {md(line)}" for line in found), ""] if found else []
     lines += ["## What these logs cannot say", "", *(f"- {md(limit)}" for limit in answer["limits"])]
     lines += [f"- {s['id']} did not run: {md(s['reason'])}" for s in answer["detections_skipped"]]
     return "\n".join([*lines, "", f"Ran {md(' '.join(answer['detections_run']) or 'nothing')}."]) + "\n"

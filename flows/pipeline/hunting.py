@@ -1,11 +1,13 @@
 """A hunt over an archive, and its record in the table `findings`."""
 
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from archive.store import Archive
 from data_contracts.errors import UsageError
 from flows.pipeline.deriving import refresh
+from queries.text import iso
 
 if TYPE_CHECKING:
     from queries.engine import HuntResult
@@ -39,6 +41,7 @@ def hunt_archive(
     detections: list[str] | None = None,
     budget: int = 10,
     record: bool = True,
+    app_id: str | None = None,
 ) -> "HuntResult":
     """Runs the detections over a window and records what they found.
 
@@ -48,6 +51,7 @@ def hunt_archive(
         detections: ids; all by default.
         budget: most cases shown for each day of the window.
         record: keep the findings in the table `findings` and in the custody log.
+        app_id: name of the piece of work: its findings are kept once, and `archive.committed` knows that it is done.
 
     Raises:
         UsageError: no such detection, or the window is no window.
@@ -69,14 +73,15 @@ def hunt_archive(
         archive_version=archive.versions(),
     )
     if record:
-        _record(archive, result)
+        _record(archive, result, app_id)
     return result
 
 
-def _record(archive: Archive, result: "HuntResult") -> None:
+def _record(archive: Archive, result: "HuntResult", app_id: str | None) -> None:
     answer, frame = result.to_dict(), result.to_frame()
-    if frame.height:
-        archive.append("findings", frame, app_id=result.run_id)
+    silenced = {item.finding.finding_id: [r.rule_id for r in item.rules] for item in result.expected.suppressed}
+    if frame.height or app_id is not None:
+        archive.append("findings", frame, app_id=app_id or result.run_id)
     archive.custody(
         "hunt",
         {
@@ -85,18 +90,40 @@ def _record(archive: Archive, result: "HuntResult") -> None:
             "detections": answer["detections_run"],
             "cases": len(result.cases),
             "findings": frame.height,
+            "suppressed": silenced,
         },
     )
 
 
-def as_dict(result: "HuntResult") -> dict[str, Any]:
-    """The hunt as ``hunt -t json`` has it."""
-    return result.to_dict()
+def as_dict(
+    result: "HuntResult",
+    *,
+    judged: Mapping[str, Mapping[str, Any]] | None = None,
+    since: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The hunt as ``hunt -t json`` has it.
 
-
-def told(result: "HuntResult") -> dict[str, Any]:
-    """The hunt as ``hunt -t json`` has it, and of each finding its own title, severity, entities and evidence count."""
+    Args:
+        result: the hunt.
+        judged: by finding what people made of it (`triage.judged`): findings that were judged get the key `triage`.
+        since: what has changed since the run before (`since.compare`): becomes the key `since`.
+    """
     answer = result.to_dict()
+    for entry in (entry for case in answer["cases"] for entry in case["findings"]):
+        held = (judged or {}).get(entry["finding_id"])
+        if held is not None:
+            entry["triage"] = dict(held) | {"at": iso(held["at"])}
+    return answer | ({} if since is None else {"since": since})
+
+
+def told(
+    result: "HuntResult",
+    *,
+    judged: Mapping[str, Mapping[str, Any]] | None = None,
+    since: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The same, and of each finding its own title, severity, entities and evidence count."""
+    answer = as_dict(result, judged=judged, since=since)
     own = {finding.finding_id: finding for finding in result.findings}
     for case in answer["cases"]:
         for entry in case["findings"]:

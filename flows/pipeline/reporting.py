@@ -13,6 +13,7 @@ from data_contracts.errors import UsageError
 from flows.pipeline.drawing import pictures_of
 from flows.pipeline.hunting import hunt_archive, told
 from flows.pipeline.registering import tool_version
+from flows.pipeline.triage import judged
 from reports import exports, incident
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def gather(archive: Archive, result: "HuntResult", title: str) -> incident.Mater
     """Everything that the report shows."""
     from queries.catalogue import catalogue
 
-    hunt = told(result)
+    hunt = told(result, judged=judged(archive))
     con = archive.connect()
     detections = {
         d.id: {

@@ -28,7 +28,7 @@ runbook = [
 
 attack = [
   { technique = "T1021.007", name = "Cloud Services", tactics = ["lateral-movement"] },
-  { technique = "T1078", name = "Valid Accounts", tactics = ["initial-access", "persistence", "privilege-escalation", "defense-evasion"] },
+  { technique = "T1078", name = "Valid Accounts", tactics = ["initial-access", "persistence", "privilege-escalation", "stealth"] },
   { technique = "T1087", name = "Account Discovery", tactics = ["discovery"] },
 ]
 

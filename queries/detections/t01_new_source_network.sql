@@ -27,7 +27,7 @@ runbook = [
 ]
 
 attack = [
-  { technique = "T1078.004", name = "Cloud Accounts", tactics = ["initial-access", "persistence", "privilege-escalation", "defense-evasion"] },
+  { technique = "T1078.004", name = "Cloud Accounts", tactics = ["initial-access", "persistence", "privilege-escalation", "stealth"] },
   { technique = "T1199", name = "Trusted Relationship", tactics = ["initial-access"] },
 ]
 

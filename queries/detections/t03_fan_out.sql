@@ -28,7 +28,7 @@ runbook = [
 
 attack = [
   { technique = "T1199", name = "Trusted Relationship", tactics = ["initial-access"] },
-  { technique = "T1078.004", name = "Cloud Accounts", tactics = ["initial-access", "persistence", "privilege-escalation", "defense-evasion"] },
+  { technique = "T1078.004", name = "Cloud Accounts", tactics = ["initial-access", "persistence", "privilege-escalation", "stealth"] },
 ]
 
 parameters = [

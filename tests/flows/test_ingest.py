@@ -273,7 +273,19 @@ def cut_off(data: bytes) -> bytes:
     return packed[: len(packed) // 2]
 
 
-@pytest.mark.parametrize("sample", sorted(p.name for p in SAMPLES.iterdir()) if SAMPLES.is_dir() else [])
+# One of each framing and machinery; every format has tests of its own with damaged lines.
+DAMAGED = (
+    "postfix.log",
+    "openldap.log",
+    "exchange_ews.log",
+    "m365_ual.csv",
+    "m365_ual.jsonl",
+    "mimecast_siem.log",
+    "iis.log",
+)
+
+
+@pytest.mark.parametrize("sample", DAMAGED)
 def test_a_damaged_copy_of_each_sample_costs_only_what_is_damaged(
     archive: Archive, tmp_path: Path, sample: str
 ) -> None:

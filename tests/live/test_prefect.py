@@ -223,7 +223,7 @@ def test_a_wrong_parameter_fails_at_once(server: Server) -> None:
 
 def test_deploying_again_changes_nothing_and_unknown_deployments_are_unknown(server: Server) -> None:
     names = {d["name"] for d in server.call("/deployments/filter", {})}
-    assert names == {"daily", "on-demand"}
+    assert names == {"daily", "weekly", "monthly", "on-demand"}
     daily = server.deployment("hunt/daily")
     assert daily["entrypoint"] == "flows.hunt:hunt"
     assert daily["parameters"] == {"days": 30}

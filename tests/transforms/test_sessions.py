@@ -173,7 +173,13 @@ def test_a_delivery_in_two_logs_counts_once() -> None:
         {"source": "dovecot", "rcpt": box, "ts": at(9)},
         {"source": "dovecot", "rcpt": box, "ts": at(8, 59)},  # the same delivery, on the other side of the hour
         {"source": "dovecot", "rcpt": box, "ts": at(14), "size_bytes": 50},  # Postfix has nothing about this hour
-        {"source": "exchange_msgtrk", "rcpt": "x@a.example", "recipients": ["x@a.example", box], "ts": at(16), "size_bytes": 70},
+        {
+            "source": "exchange_msgtrk",
+            "rcpt": "x@a.example",
+            "recipients": ["x@a.example", box],
+            "ts": at(16),
+            "size_bytes": 70,
+        },
         {"rcpt": box, "ts": at(9, 30), "outcome": "failure"},
         {"rcpt": box, "ts": at(9, 31), "event": "send"},
         {"rcpt": "elsewhere@a.example", "ts": at(9)},
