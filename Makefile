@@ -46,7 +46,7 @@ demo: setup
 	@$(BIN)/gatehound demo --out demo --clobber
 
 test: dev
-	@$(BIN)/python -m pytest -q -n $(JOBS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 check: dev
 	@$(BIN)/ruff format --check -q . || { echo "Hint: .venv/bin/ruff format ." >&2; exit 1; }
