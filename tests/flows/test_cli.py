@@ -379,7 +379,7 @@ def test_a_report_is_not_written_over_and_reports_are_in_the_custody_log(place: 
         place / "archive",
         "-o",
         tmp_path / "r",
-        *"--to csv --from 2021-01-10 --until 2021-02-04".split(),
+        *["--to", "csv", "--from", "2021-01-10", "--until", "2021-02-04"],
     ]
     assert call(*words).code == 0
     again = call(*words)
