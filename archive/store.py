@@ -127,6 +127,13 @@ class Archive:
         found = delta.snapshot(self.place, table)
         return [] if found is None else sorted(found.files["date"].drop_nulls().unique().to_list())
 
+    def rows_by_date(self, table: str) -> dict[date, int]:
+        """Rows of each partition date, as the transaction log says."""
+        found = delta.snapshot(self.place, table)
+        if found is None:
+            return {}
+        return dict(found.files.drop_nulls("date").group_by("date").agg(pl.col("rows").sum()).iter_rows())
+
     def changed_dates(self, table: str, since_version: int | None) -> list[date]:
         """Partition dates whose files differ from those of an earlier version, in order; all dates when None."""
         if since_version is None:

@@ -22,6 +22,8 @@ _LONGEST = "48h"  # from the login to the summary that names its session
 _BACK_END = "exchange_ews"
 _FRONT_END = "exchange_httpproxy"
 _WEB_SERVER = "iis"
+_REQUEST = ("_day", "session_id")
+_LAST_HOUR = 23
 WEB_SOURCES = (_BACK_END, _FRONT_END, _WEB_SERVER)  # those that requests_once looks at
 
 
@@ -105,11 +107,15 @@ def _signed_in(
 def _latest_login(
     sessions: pl.LazyFrame, logins: pl.LazyFrame, by: tuple[str, str], fields: tuple[str, ...], longest: str | None
 ) -> pl.LazyFrame:
-    """Adds the fields of the latest login before each session that has the same protocol, host and key."""
+    """Adds the fields of the latest login before each session that has the same protocol, host and key.
+
+    Without `longest` the login must be of the session's day or the day before it.
+    """
     key, prefix = by
+    names = [prefix + name for name in (*fields, "user")]
     taken = [pl.col(name).alias(prefix + name) for name in fields]
-    taken.append(pl.col("principal_id").alias(f"{prefix}user"))
-    return sessions.join_asof(
+    taken += [pl.col("principal_id").alias(f"{prefix}user"), pl.col("date").alias("_login_date")]
+    found = sessions.join_asof(
         logins.filter(pl.col(key).is_not_null()).select("ts", "protocol", "host", key, *taken),
         on="ts",
         by_left=["protocol", "_host", key],
@@ -118,6 +124,10 @@ def _latest_login(
         tolerance=longest,
         check_sortedness=False,
     )
+    if longest is None:
+        near = pl.col("_login_date") >= pl.col("date").dt.offset_by("-1d")
+        found = found.with_columns(pl.when(near).then(name).alias(name) for name in names)
+    return found.drop("_login_date")
 
 
 def requests_once(access: pl.LazyFrame) -> pl.LazyFrame:
@@ -127,33 +137,32 @@ def requests_once(access: pl.LazyFrame) -> pl.LazyFrame:
     together by their session_id, the request id. The back end's row takes the client's address and fingerprint from
     the front end's (unless there are several that disagree), and bytes that it lacks from either.
 
-    A request whose back-end row falls on the day after its front-end row is told apart only where both days are given.
+    Rows of one request belong together if they are of one day, or the earlier of the last hour of the day before.
 
     Returns:
         The rows that stay, in the same columns, in no particular order.
     """
     columns = access.collect_schema().names()
-    has_id = pl.col("session_id").is_not_null()
-    back = access.filter((pl.col("source") == _BACK_END) & has_id)
-    front = access.filter((pl.col("source") == _FRONT_END) & has_id)
-    server = access.filter((pl.col("source") == _WEB_SERVER) & has_id)
-    others = access.filter(~(pl.col("source").is_in(WEB_SOURCES) & has_id))
-    front_left = front.join(back, on="session_id", how="anti")
-    server_left = server.join(back, on="session_id", how="anti").join(front, on="session_id", how="anti")
-    return pl.concat(
+    web = (pl.col("source").is_in(WEB_SOURCES) & pl.col("session_id").is_not_null()).fill_null(value=False)
+    late = pl.col("ts").dt.hour() == _LAST_HOUR
+    requests = pl.concat(
         [
-            others,
-            _filled(back, pl.concat([front, server])).select(columns),
-            _filled(front_left, server).select(columns),
-            server_left,
+            access.filter(web).with_columns(pl.col("date").alias("_day")),
+            access.filter(web & late).with_columns(pl.col("date").dt.offset_by("1d").alias("_day")),
         ]
     )
+    back, front, server = (requests.filter(pl.col("source") == name) for name in WEB_SOURCES)
+    front_left = front.join(back, on=_REQUEST, how="anti")
+    server_left = server.join(back, on=_REQUEST, how="anti").join(front, on=_REQUEST, how="anti")
+    kept = [_filled(back, pl.concat([front, server])), _filled(front_left, server), server_left]
+    of_its_day = pl.col("_day") == pl.col("date")
+    return pl.concat([access.filter(~web), *(rows.filter(of_its_day).select(columns) for rows in kept)])
 
 
 def _filled(rows: pl.LazyFrame, others: pl.LazyFrame) -> pl.LazyFrame:
     """Fills each row from other logs' rows of the same request: bytes from any, the client only from the front end."""
     client = pl.col("source") == _FRONT_END
-    ends = others.group_by("session_id").agg(
+    ends = others.group_by(_REQUEST).agg(
         *(pl.when(client).then(name).min().alias(f"_{name}") for name in _SOURCE_FIELDS),
         pl.when(client).then("src_ip").max().alias("_other_ip"),
         pl.col("bytes_out").max().alias("_bytes_out"),
@@ -161,7 +170,7 @@ def _filled(rows: pl.LazyFrame, others: pl.LazyFrame) -> pl.LazyFrame:
     )
     agreed = pl.col("_src_ip") == pl.col("_other_ip")
     known = pl.col("bytes_known") | (pl.col("bytes_out").is_null() & pl.col("_bytes_out").is_not_null())
-    return rows.join(ends, on="session_id", how="left").with_columns(
+    return rows.join(ends, on=_REQUEST, how="left").with_columns(
         *(
             pl.when(agreed).then(f"_{name}").otherwise(name).alias(name)
             for name in _SOURCE_FIELDS

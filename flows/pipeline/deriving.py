@@ -5,8 +5,8 @@ stopped an earlier run, the next one catches up from there. A change is felt by 
 its reach (see transforms.derived), in whatever order the files come.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 
 import polars as pl
@@ -15,9 +15,7 @@ from archive.store import Archive
 from data_contracts import contract
 from transforms.derived import Derived, derived
 
-_DAYS_A_COMMIT = 31  # days that are built before they are committed; bounds what is held
-
-_AT_ONCE = 2  # days that are built side by side
+_ROWS_AT_ONCE = 400_000  # rows of the sources that are read to build several days at once
 
 Tell = Callable[[str, int], None]
 Reader = Callable[[Sequence[date] | None], pl.LazyFrame]
@@ -39,14 +37,11 @@ def refresh(archive: Archive, tell: Tell | None = None, *, everything: bool = Fa
         versions = {s: v for s, v in archive.versions().items() if s in table.sources}
         days = _stale(archive, table, versions, everything=everything)
         readers = {s: archive.reader(s) for s in table.sources} if days else {}
-        for begin in range(0, len(days), _DAYS_A_COMMIT):
-            some = days[begin : begin + _DAYS_A_COMMIT]
-            last = begin + _DAYS_A_COMMIT >= len(days)
-            with ThreadPoolExecutor(_AT_ONCE, "derive") as pool:
-                frames = list(pool.map(lambda day: _build(readers, table, day), some))  # noqa: B023 - used up here
-            archive.replace_days(table.table, pl.concat(frames), some, versions if last else {})
+        for span, last in _spans(archive, table, days):
+            rows = _build(readers, table, span)
+            archive.replace_days(table.table, rows, span, versions if last else {})
             if tell:
-                tell(table.table, len(some))
+                tell(table.table, len(span))
         if days:
             built[table.table] = len(days)
         elif versions != {s: v for s, v in archive.built_from(table.table).items() if s in versions}:
@@ -69,7 +64,31 @@ def _stale(archive: Archive, table: Derived, versions: dict[str, int], *, everyt
     return sorted(days)
 
 
-def _build(readers: dict[str, Reader], table: Derived, day: date) -> pl.DataFrame:
-    wanted = table.read(day)
+def _spans(archive: Archive, table: Derived, days: Sequence[date]) -> Iterator[tuple[list[date], bool]]:
+    """The days in runs that are built at once, each with whether it is the last.
+
+    A run has consecutive days and, if it is more than one, no more rows to read than _ROWS_AT_ONCE: few and large steps
+    where days are small, a day at a time where they are large.
+    """
+    if table.period == "month":
+        yield from (([day], at == len(days)) for at, day in enumerate(days, 1))
+        return
+    rows = Counter[date]()
+    for source in table.sources:
+        if contract(source).kind != "reference":
+            rows.update(archive.rows_by_date(source))
+    span: list[date] = []
+    for day in days:
+        apart = span and (day - span[-1]).days > 1
+        if span and (apart or sum(rows[d] for d in table.read([*span, day])) > _ROWS_AT_ONCE):
+            yield span, False
+            span = []
+        span.append(day)
+    if span:
+        yield span, True
+
+
+def _build(readers: dict[str, Reader], table: Derived, days: Sequence[date]) -> pl.DataFrame:
+    wanted = table.read(days)
     inputs = {s: read(None if contract(s).kind == "reference" else wanted) for s, read in readers.items()}
-    return table.build(day, inputs).collect(engine="streaming")
+    return table.build(days, inputs).collect(engine="streaming")

@@ -43,7 +43,7 @@ def handed(
 
 def built(mail: list[dict[str, Any]], access: list[dict[str, Any]], least: int = 5, day: date = DAY) -> pl.DataFrame:
     tables = {"mail_events": frame("mail_events", mail), "access_events": frame("access_events", access)}
-    rows = clock_offsets.offsets(day, tables, least)
+    rows = clock_offsets.offsets([day], tables, least)
     streamed = rows.collect(engine="streaming")
     assert_frame_equal(rows.collect(engine="in-memory"), streamed)
     assert contract("clock_offsets").split(streamed)[1].is_empty()

@@ -50,7 +50,7 @@ def mail(*rows: dict[str, Any]) -> pl.LazyFrame:
 
 
 def build(name: str, tables: Mapping[str, pl.LazyFrame], day: date = DAY) -> pl.DataFrame:
-    rows = BY_NAME[name].build(day, tables)
+    rows = BY_NAME[name].build([day], tables)
     streamed = rows.collect(engine="streaming")
     assert_frame_equal(rows.collect(engine="in-memory"), streamed)
     return streamed
@@ -128,13 +128,28 @@ def test_neither_order_nor_files_matter(events: list[dict[str, Any]], mails: lis
         shuffled = rows.collect()[order]
         split[name] = pl.concat([shuffled[:cut].lazy(), shuffled[cut:].lazy()])
     for table in ("context_days", "edge_days", "journal_hours"):
-        given_once = BY_NAME[table].build(DAY, whole | REFERENCE).collect()
-        assert_frame_equal(given_once, BY_NAME[table].build(DAY, split | REFERENCE).collect())
+        given_once = BY_NAME[table].build([DAY], whole | REFERENCE).collect()
+        assert_frame_equal(given_once, BY_NAME[table].build([DAY], split | REFERENCE).collect())
         accepted, refused = contract(table).split(given_once)
         assert refused.is_empty(), refused
         assert accepted["date"].unique().to_list() in ([], [DAY])
         key = BY_NAME[table].build.__globals__["KEY"]
         assert given_once.select(key).is_unique().all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(EVENTS, max_size=40), st.lists(MAIL, max_size=20), st.randoms(use_true_random=False))
+def test_days_at_once_are_the_days_one_by_one(events: list[Any], mails: list[Any], random: Any) -> None:
+    moved = [[e | {"ts": e["ts"] + timedelta(days=random.randint(0, 3))} for e in rows] for rows in (events, mails)]
+    whole = {"access_events": access(*map(as_addressed, moved[0])), "mail_events": mail(*moved[1])}
+    days = [DAY + timedelta(days=n) for n in range(-1, 4)]
+    for table in (t for t in derived() if t.period == "day"):
+        at_once = table.build(days, whole | REFERENCE).collect()
+        read = {
+            day: {n: rows.filter(pl.col("date").is_in(table.read([day]))) for n, rows in whole.items()} for day in days
+        }
+        singly = pl.concat([table.build([day], read[day] | REFERENCE).collect() for day in days])
+        assert_frame_equal(at_once, singly, check_row_order=False)
 
 
 @settings(max_examples=10, deadline=None)
@@ -206,10 +221,10 @@ def test_what_is_read_is_what_feels_a_change(name: str) -> None:
     table = BY_NAME[name]
     if table.period == "month":
         assert table.felt(DAY) == [date(2021, 1, 1)]
-        assert DAY in table.read(date(2021, 1, 1))
+        assert DAY in table.read([date(2021, 1, 1)])
         return
     days = [DAY + timedelta(days=n) for n in range(-20, 21)]
-    assert {d for d in days if d in table.felt(DAY)} == {d for d in days if DAY in table.read(d)}
+    assert {d for d in days if d in table.felt(DAY)} == {d for d in days if DAY in table.read([d])}
     assert len(table.felt(DAY)) == sum(table.reach) + 1
 
 

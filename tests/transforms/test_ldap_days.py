@@ -33,7 +33,7 @@ def test_searches_are_counted_by_base_and_kind_of_filter() -> None:
         {"ldap_base": "ou=x,dc=a", "entries_returned": 1, "src_net": "192.0.2.0/24"},
         {"ts": NOON - timedelta(days=1)},
     )
-    built = ldap_days.build(DAY, {"access_events": rows}).collect()
+    built = ldap_days.build([DAY], {"access_events": rows}).collect()
     assert built.select("ldap_base", "src_net", "searches", "entries").rows() == [
         ("dc=a", None, 2, 12), ("ou=x,dc=a", "192.0.2.0/24", 1, 1)
     ]  # fmt: skip
@@ -42,8 +42,8 @@ def test_searches_are_counted_by_base_and_kind_of_filter() -> None:
 
 def test_parts_of_a_day_merge_to_the_whole() -> None:
     rows = [{"entries_returned": n, "ts": NOON + timedelta(minutes=n)} for n in range(10)]
-    whole = ldap_days.build(DAY, {"access_events": searches(*rows)}).collect()
-    parts = [ldap_days.build(DAY, {"access_events": searches(*rows[i::3])}).collect() for i in range(3)]
+    whole = ldap_days.build([DAY], {"access_events": searches(*rows)}).collect()
+    parts = [ldap_days.build([DAY], {"access_events": searches(*rows[i::3])}).collect() for i in range(3)]
     merged = (
         pl.concat(parts)
         .group_by(ldap_days.KEY)

@@ -60,7 +60,7 @@ def built(
     mail: list[dict[str, Any]], access: list[dict[str, Any]] | None = None, day: date = DAY, **more: Any
 ) -> pl.DataFrame:
     tables = {"mail_events": frame("mail_events", mail), "access_events": frame("access_events", access or []), **more}
-    rows = messages.build(day, tables)
+    rows = messages.build([day], tables)
     streamed = rows.collect(engine="streaming")
     assert_frame_equal(rows.collect(engine="in-memory"), streamed)
     accepted, refused = contract("messages").split(streamed)

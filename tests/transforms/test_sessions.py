@@ -46,7 +46,7 @@ def mail(*rows: dict[str, Any]) -> pl.LazyFrame:
 
 
 def build(name: str, tables: Mapping[str, pl.LazyFrame], day: date = DAY) -> pl.DataFrame:
-    rows = BY_NAME[name].build(day, tables)
+    rows = BY_NAME[name].build([day], tables)
     streamed = rows.collect(engine="streaming")
     assert_frame_equal(rows.collect(engine="in-memory"), streamed)
     return streamed

@@ -7,17 +7,19 @@ Each module exposes
 - ``SOURCES``: the tables it reads;
 - ``REACH``, for a daily table: how many days before and after its own day `build` looks at, ``(1, 0)`` where the module
   does not say otherwise. An event of a day is felt by so many days after and before it;
-- ``build(day, tables)``: the rows of that day (of that month for a monthly table) as a LazyFrame in the contract's
-  columns and in one fixed order of rows, so that the same events give the same rows whatever files they came in.
+- ``build(days, tables)``: the rows of these consecutive days (of the month of the first for a monthly table) as a
+  LazyFrame in the contract's columns and in one fixed order of rows, so that the same events give the same rows
+  whatever files they came in, and however many days are built at once: a rule that looks at other days looks at those
+  that lie in reach of the row's own day.
 
 The caller hands over the event tables of the days in reach, since a session may begin before midnight and a message
-may leave days after it came; `build` keeps to its own day: a day without events of its own has no rows. A monthly table
-gets the daily tables of its month.
+may leave days after it came; `build` keeps to its own days: a day without events of its own has no rows. A
+monthly table gets the daily tables of its month.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cache
@@ -28,7 +30,7 @@ import polars as pl
 
 DAY_BEFORE = (1, 0)
 
-Build = Callable[[date, Mapping[str, pl.LazyFrame]], pl.LazyFrame]
+Build = Callable[[Sequence[date], Mapping[str, pl.LazyFrame]], pl.LazyFrame]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,11 @@ class Derived:
     build: Build
     reach: tuple[int, int] = DAY_BEFORE
 
-    def read(self, day: date) -> list[date]:
-        """Days that the rows of `day` depend on (for a monthly table the days of the month that begins on `day`)."""
+    def read(self, days: Sequence[date]) -> list[date]:
+        """Days that the rows of `days` depend on (for a monthly table those of the month that begins on the first)."""
         before, after = (0, 30) if self.period == "month" else self.reach
-        return [day + timedelta(days=n) for n in range(-before, after + 1)]
+        first = days[0] - timedelta(days=before)
+        return [first + timedelta(days=n) for n in range((days[-1] - first).days + after + 1)]
 
     def felt(self, day: date) -> list[date]:
         """Days (or the first of the month) whose rows depend on events of `day`."""

@@ -19,6 +19,7 @@ EXCHANGE = "exchange_pop_imap"
 REACH = (2, 2)  # whether a session lasts over two midnights shows within two days
 _IDLE = timedelta(hours=6)
 _SAME_LOGIN = timedelta(minutes=1)
+_LONGEST = timedelta(hours=48)
 _CAP = 2**38  # a log can claim any number
 _MOST_NAMES = 12
 
@@ -123,7 +124,9 @@ def _pairs(rows: pl.LazyFrame) -> pl.LazyFrame:
     lacking = (
         near.filter(pl.col("front").is_null()).select("run", "protocol", "user", "login", "seen").sort("login", "run")
     )
-    during = lacking.join_asof(front, on="login", by=["protocol", "user"], strategy="backward", check_sortedness=False)
+    during = lacking.join_asof(
+        front, on="login", by=["protocol", "user"], strategy="backward", tolerance=_LONGEST, check_sortedness=False
+    )
     during = during.filter(pl.col("seen") <= pl.col("end") + _SAME_LOGIN)
     found = pl.concat([near.filter(pl.col("front").is_not_null()), during], how="diagonal")
     return found.select("run", "front", "front_data")
@@ -198,11 +201,11 @@ def _done(name: str) -> pl.Expr:
     return pl.when((pl.col("protocol") == "pop3").any()).then(number.clip(0, _CAP).sum())
 
 
-def exchange_sessions(access: pl.LazyFrame, day: date) -> pl.LazyFrame:
-    """Exchange's POP3 and IMAP sessions that belong to `day`, as `summed` gives them.
+def exchange_sessions(access: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
+    """Exchange's POP3 and IMAP sessions that belong to `days`, as `summed` gives them.
 
     Args:
         access: access events of the days in REACH.
     """
     rows = access.filter((pl.col("source") == EXCHANGE) & pl.col("session_id").is_not_null())
-    return summed(commands_once(rows)).filter(pl.col("date") == day)
+    return summed(commands_once(rows)).filter(pl.col("date").is_between(days[0], days[-1]))

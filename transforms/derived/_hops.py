@@ -9,12 +9,12 @@ reception follows an attempt at delivery, as it does where the log lacks the end
 second: within a second the order is that of a message's life, never that of the files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
 import polars as pl
 
-from transforms.derived._parts import table
+from transforms.derived._parts import table, within
 
 REACH = (8, 8)
 LIFE = timedelta(days=7, hours=12)  # Postfix, Sendmail and Exim give up after 4 to 5 days, some sites after 7
@@ -79,14 +79,14 @@ def _keys() -> dict[str, pl.Expr]:
     }  # fmt: skip
 
 
-def gathered(rows: pl.LazyFrame, day: date) -> pl.LazyFrame:
-    """Records of every hop that has one on `day`, and of hops of the same messages: all that the day's rows depend on.
+def gathered(rows: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
+    """Records of hops that have one on `days`, and of hops of the same messages: all that these days' rows depend on.
 
     Of the other days in reach only the keys are read throughout, and the other columns where a key was found: there
     are few, since most messages are done within the day.
     """
     rows = rows.filter(pl.col("hop_id").is_not_null())
-    today = pl.col("date") == day
+    today = within(days)
     here, others = rows.filter(today), rows.filter(~today)
     keys = here.select(HOP).unique()
     spanning = others.select(HOP).join(keys, on=HOP, how="semi").unique().collect(engine="streaming")

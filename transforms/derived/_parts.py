@@ -1,7 +1,7 @@
 """What the derived tables share: typed inputs, capped sums, hour bits and the fixed order of rows."""
 
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, timedelta
 
 import polars as pl
 
@@ -20,8 +20,13 @@ def table(tables: Mapping[str, pl.LazyFrame], name: str) -> pl.LazyFrame:
     return pl.LazyFrame(schema=schema) if given is None else contract(name).conform(given)
 
 
-def accesses(tables: Mapping[str, pl.LazyFrame], day: date) -> pl.LazyFrame:
-    """The access events of `day`: sessions with the address of their login, each web request and command once.
+def within(days: Sequence[date], before: int = 0) -> pl.Expr:
+    """Whether a row's `date` is one of these consecutive days, or of so many days before them."""
+    return pl.col("date").is_between(days[0] - timedelta(days=before), days[-1])
+
+
+def accesses(tables: Mapping[str, pl.LazyFrame], days: Sequence[date]) -> pl.LazyFrame:
+    """The access events of `days`: sessions with the address of their login, each web request and command once.
 
     Of the two ends of an Exchange session over midnight, what the day and the day before tell decides which one counts.
     """
@@ -31,7 +36,7 @@ def accesses(tables: Mapping[str, pl.LazyFrame], day: date) -> pl.LazyFrame:
     columns = list(contract("access_events").polars_schema)
     commands = commands_once(access.filter(exchange)).select(columns)
     rows = pl.concat([requests_once(access.filter(web)), with_login(access.filter(~web & ~exchange)), commands])
-    return rows.filter(pl.col("date") == day)
+    return rows.filter(within(days))
 
 
 def count(column: str, absent: int = 0) -> pl.Expr:

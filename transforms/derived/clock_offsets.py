@@ -12,13 +12,13 @@ Rows stand in both directions, so that `where host = 'x'` finds all. A day costs
 messages and requests; the pairs are joined by queue id and Message-ID, at most one for each hand-over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
 import polars as pl
 
 from transforms.derived._chains import token
-from transforms.derived._parts import finish, table
+from transforms.derived._parts import finish, table, within
 
 TABLE = "clock_offsets"
 PERIOD = "day"
@@ -32,30 +32,31 @@ _BACK, _FRONT = "exchange_ews", "exchange_httpproxy"
 _PAIR = ("host", "reference_host", "ts", "reference_ts", "basis")
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The offsets of `day` from at least MIN_PAIRS pairs; see `offsets`."""
-    return offsets(day, tables, MIN_PAIRS)
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The offsets of `days` from at least MIN_PAIRS pairs; see `offsets`."""
+    return offsets(days, tables, MIN_PAIRS)
 
 
-def offsets(day: date, tables: Mapping[str, pl.LazyFrame], min_pairs: int) -> pl.LazyFrame:
+def offsets(days: Sequence[date], tables: Mapping[str, pl.LazyFrame], min_pairs: int) -> pl.LazyFrame:
     """Offsets between servers by the host's records of `day`.
 
     Args:
-        day: UTC day.
+        days: UTC days, one after the other.
         tables: SOURCES; events of the days in REACH.
         min_pairs: pairs that a row needs at least.
 
     Returns:
-        clock_offsets of `day`, in seconds.
+        clock_offsets of `days`, in seconds.
     """
     pairs = pl.concat([_handed_over(table(tables, "mail_events")), _passed_on(table(tables, "access_events"))])
     swapped = {"host": "reference_host", "reference_host": "host", "ts": "reference_ts", "reference_ts": "ts"}
     pairs = pairs.collect(engine="streaming").lazy()
     both = pl.concat([pairs, pairs.rename(swapped).select(_PAIR)])
     apart = (pl.col("ts") - pl.col("reference_ts")).dt.total_microseconds() / 1e6
-    key = ["host", "reference_host", "basis"]
-    mine = (pl.col("ts").dt.date() == day) & (apart.abs() <= _MOST.total_seconds())
-    differences = both.filter(mine).with_columns(apart.alias("apart"))
+    key = ["date", "host", "reference_host", "basis"]
+    mine = within(days) & (apart.abs() <= _MOST.total_seconds())
+    differences = both.with_columns(pl.col("ts").dt.date().alias("date")).filter(mine)
+    differences = differences.with_columns(apart.alias("apart"))
     middle = differences.group_by(key).agg(
         pl.col("apart").median().alias("offset_s"),
         pl.len().cast(pl.Int64).alias("n_pairs"),
@@ -65,7 +66,7 @@ def offsets(day: date, tables: Mapping[str, pl.LazyFrame], min_pairs: int) -> pl
     spread = differences.join(middle.select(*key, "offset_s"), on=key)
     spread = spread.group_by(key).agg((pl.col("apart") - pl.col("offset_s")).abs().median().alias("mad_s"))
     rows = middle.filter(pl.col("n_pairs") >= min_pairs).join(spread, on=key)
-    return finish(rows.with_columns(pl.lit(day).alias("date")), TABLE, KEY)
+    return finish(rows, TABLE, KEY)
 
 
 def _handed_over(mail: pl.LazyFrame) -> pl.LazyFrame:
@@ -74,13 +75,16 @@ def _handed_over(mail: pl.LazyFrame) -> pl.LazyFrame:
     rows = mail.select("ts", "host", "event", "outcome", "message_id", "status_text", ident.alias("ident"))
     rows = rows.filter(pl.col("host").is_not_null() & pl.col("ident").is_not_null())
     known = rows.filter(pl.col("message_id").is_not_null())
-    named = known.group_by("host", "ident", "message_id").agg(pl.col("ts").min().alias("named"))
+    # By day, so that how many days are read at once plays no part.
+    day = pl.col("ts").dt.date().alias("day")
+    named = known.group_by("host", "ident", "message_id", day).agg(pl.col("ts").min().alias("named"))
     sent = rows.filter((pl.col("event") == "send") & (pl.col("outcome") != "failure"))
     sent = sent.with_columns(token(pl.col("status_text")).alias("taken_as")).drop_nulls("taken_as")
-    sent = sent.group_by("host", "ident", "taken_as").agg(pl.col("ts").min())
+    sent = sent.group_by("host", "ident", "taken_as", day).agg(pl.col("ts").min())
     # Of an id that was used again, the message before the hand-over.
-    messages = sent.join(named, on=["host", "ident"]).filter(pl.col("ts") >= pl.col("named"))
-    latest = pl.col("named") == pl.col("named").max().over("host", "ident", "taken_as")
+    told = named.with_columns(pl.concat_list("day", pl.col("day").dt.offset_by("1d")).alias("day")).explode("day")
+    messages = sent.join(told, on=["host", "ident", "day"]).filter(pl.col("ts") >= pl.col("named"))
+    latest = pl.col("named") == pl.col("named").max().over("host", "ident", "taken_as", "day")
     received = named.select(
         pl.col("host").alias("reference_host"),
         pl.col("ident").alias("taken_as"),
@@ -88,6 +92,12 @@ def _handed_over(mail: pl.LazyFrame) -> pl.LazyFrame:
         pl.col("named").alias("reference_ts"),
     )
     met = messages.filter(latest).join(received, on=["taken_as", "message_id"])
+    apart = (pl.col("ts") - pl.col("reference_ts")).abs()
+    met = met.filter(apart <= _MOST)
+    first = pl.col("reference_ts") == pl.col("reference_ts").min().over(
+        "host", "ident", "taken_as", "reference_host", "day"
+    )
+    met = met.filter(first)
     met = met.filter(pl.col("host") != pl.col("reference_host")).with_columns(pl.lit("message_id").alias("basis"))
     return met.select(_PAIR)
 

@@ -5,7 +5,7 @@ fingerprint, and `any` as action, which is what keeps a year of a large tenant r
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import polars as pl
@@ -25,17 +25,17 @@ KEY = (
 )  # fmt: skip
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The contexts of `day`.
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The contexts of `days`.
 
     Args:
-        day: UTC day.
-        tables: SOURCES; access_events of the day and the day before.
+        days: UTC days, one after the other.
+        tables: SOURCES; access_events of the days and the day before.
 
     Returns:
-        context_days of `day`; bytes in octets, times UTC.
+        context_days of `days`; bytes in octets, times UTC.
     """
-    rows = in_detail(accesses(tables, day), tables)
+    rows = in_detail(accesses(tables, days), tables)
     coarse = ~pl.col("detail")
     rows = rows.with_columns(
         pl.when(coarse).then(None).otherwise("client_fp").alias("client_fp"),

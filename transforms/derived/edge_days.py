@@ -3,7 +3,7 @@
 An owner's access to the own mailbox is left out: it is most of all access, and it is what makes this table small.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import polars as pl
@@ -24,19 +24,19 @@ APPLICATIONS = ("service_principal", "service_account")
 _OPAQUE = r"(?i)^(?:s-1-|\{?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-|/o=|cn=)"
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The edges of `day`: refused attempts and health probes are left out.
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The edges of `days`: refused attempts and health probes are left out.
 
     Args:
-        day: UTC day.
-        tables: SOURCES; access_events of the day and the day before.
+        days: UTC days, one after the other.
+        tables: SOURCES; access_events of the days and the day before.
 
     Returns:
-        edge_days of `day`; bytes in octets, times UTC.
+        edge_days of `days`; bytes in octets, times UTC.
     """
     touched = pl.col("mailbox_id").is_not_null() & (pl.col("outcome") != "failure") & (pl.col("action") != "probe")
     actor = pl.coalesce("principal_id", "app_id")
-    candidates = accesses(tables, day).filter(touched & actor.is_not_null() & ~_plainly_own())
+    candidates = accesses(tables, days).filter(touched & actor.is_not_null() & ~_plainly_own())
     rows = (
         _with_addresses(candidates, table(tables, "mailboxes"))
         .filter(is_foreign())

@@ -17,7 +17,7 @@ principal   the same, or the application if there is no user  mailbox
 `client_fp` exists only for identities kept in detail. The value of `any` is ``any``. Health probes are left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import polars as pl
@@ -34,17 +34,17 @@ _ATTRIBUTES = ("src_net", "src_asn", "client_fp", "protocol", "app_id", "any")
 _USER_ATTRIBUTES = ("src_net", "protocol")
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The state of the month that `day` lies in.
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The state of the month that the first of `days` lies in.
 
     Args:
-        day: any day of the month.
+        days: its first is any day of the month.
         tables: context_days and edge_days of the month's days.
 
     Returns:
         first_seen of that month, dated by its first day; n_days counts UTC days of the month.
     """
-    first = day.replace(day=1)
+    first = days[0].replace(day=1)
     in_month = pl.col("date").is_between(first, pl.lit(first).dt.offset_by("1mo"), closed="left")
     contexts = table(tables, "context_days").filter(in_month & (pl.col("outcome") == "success"))
     contexts = contexts.filter(pl.col("action") != "probe")

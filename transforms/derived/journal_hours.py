@@ -5,13 +5,13 @@ that count deliveries have no reader (src_net, client_fp and credential_id null)
 deliveries. A session stands in the hour of its end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
 import polars as pl
 
 from transforms.derived._commands import EXCHANGE, REACH, exchange_sessions
-from transforms.derived._parts import count, declared_journals, finish, table
+from transforms.derived._parts import count, declared_journals, finish, table, within
 from transforms.sessions import with_login
 
 TABLE = "journal_hours"
@@ -27,29 +27,28 @@ _READER = ("src_net", "client_fp", "credential_id")
 _SAME_DELIVERY = timedelta(minutes=2)
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The ledger of `day` for declared journal mailboxes and for those with a POP3 session on that day.
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The ledger of `days` for declared journal mailboxes and for those with a POP3 session on those days.
 
     Args:
-        day: UTC day.
-        tables: SOURCES; access_events of the days in REACH, mail_events of the day and the day before.
+        days: UTC days, one after the other.
+        tables: SOURCES; access_events of the days in REACH, mail_events of the days and the day before.
 
     Returns:
-        journal_hours of `day`; bytes in octets, times UTC.
+        journal_hours of `days`; bytes in octets, times UTC.
     """
     pop3 = table(tables, "access_events").filter(pl.col("protocol") == "pop3")
-    near = pl.col("date").is_between(day - timedelta(days=1), day)
-    exchange = _with_address(exchange_sessions(pop3, day), table(tables, "mailboxes"))
+    near = within(days, 1)
+    exchange = _with_address(exchange_sessions(pop3, days), table(tables, "mailboxes"))
     # Held from here on: what follows looks at it several times.
-    sessions = _sessions(pop3.filter(near), exchange, day).collect(engine="streaming").lazy()
-    readers = sessions.select("mailbox_id", "host").unique()
+    sessions = _sessions(pop3.filter(near), exchange, days).collect(engine="streaming").lazy()
+    readers = sessions.select("mailbox_id", "host", pl.col("ts").dt.date().alias("date")).unique()
     declared = declared_journals(tables)
-    watched = pl.concat([readers.select("mailbox_id"), declared.select("mailbox_id")]).unique().collect().lazy()
     mail = table(tables, "mail_events").filter(near)
-    delivered = _with_sizes(_counted_once(_deliveries(mail, watched, readers), day), mail)
+    delivered = _with_sizes(_counted_once(_deliveries(mail, readers, declared), days), mail)
     rows = pl.concat([_incoming(delivered), _outgoing(sessions)], how="diagonal")
     rows = _with_tenant(rows.join(declared, on="mailbox_id", how="left"), table(tables, "mailboxes"))
-    rows = rows.with_columns(pl.lit(day).alias("date"), pl.col("is_journal").fill_null(value=False))
+    rows = rows.with_columns(pl.col("hour").dt.date().alias("date"), pl.col("is_journal").fill_null(value=False))
     states = rows.group_by(KEY).agg(
         *(
             count(column).sum().alias(column)
@@ -62,9 +61,9 @@ def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
     return finish(states, TABLE, KEY)
 
 
-def _sessions(access: pl.LazyFrame, exchange: pl.LazyFrame, day: date) -> pl.LazyFrame:
-    """Sessions of the day, with the mailbox that was read; Exchange's as they are put together of their commands."""
-    session = (pl.col("date") == day) & (pl.col("action") == "session") & (pl.col("outcome") != "failure")
+def _sessions(access: pl.LazyFrame, exchange: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
+    """Sessions of the days, with the mailbox that was read; Exchange's as they are put together of their commands."""
+    session = within(days) & (pl.col("action") == "session") & (pl.col("outcome") != "failure")
     summed = with_login(access.filter(pl.col("source") != EXCHANGE)).filter(session)
     # An opened connection is no session of a reader.
     commands = exchange.filter(pl.col("outcome") == "success").with_columns(pl.col("end_ts").alias("ts"))
@@ -85,8 +84,11 @@ def _with_address(sessions: pl.LazyFrame, mailboxes: pl.LazyFrame) -> pl.LazyFra
     return found.with_columns(pl.coalesce("_address", "mailbox_id").alias("mailbox_id")).drop("_short", "_address")
 
 
-def _deliveries(mail: pl.LazyFrame, watched: pl.LazyFrame, readers: pl.LazyFrame) -> pl.LazyFrame:
-    """Deliveries into watched mailboxes, one row per log line and recipient."""
+def _deliveries(mail: pl.LazyFrame, readers: pl.LazyFrame, declared: pl.LazyFrame) -> pl.LazyFrame:
+    """Deliveries into mailboxes that are watched on their day, one row per log line and recipient.
+
+    `due` is the day for which a delivery is looked at: its own, and the next, whose first deliveries it may explain.
+    """
     lines = (
         mail.filter((pl.col("event") == "deliver") & (pl.col("outcome") != "failure") & pl.col("rcpt").is_not_null())
         .with_columns(pl.when(pl.col("recipients").list.len() > 0).then("recipients").otherwise(pl.concat_list("rcpt")))
@@ -95,46 +97,62 @@ def _deliveries(mail: pl.LazyFrame, watched: pl.LazyFrame, readers: pl.LazyFrame
         .with_columns(pl.col("recipients").str.to_lowercase().str.strip_chars(" <>").alias("mailbox_id"))
         .drop("recipients")
     )
-    addressed = lines.join(watched, on="mailbox_id", how="semi")
+    lines = pl.concat(
+        [
+            lines.with_columns(pl.col("date").alias("due")),
+            lines.with_columns(pl.col("date").dt.offset_by("1d").alias("due")),
+        ]
+    )
+    readers = readers.rename({"date": "due"})
+    boxes = lines.select("due").unique().join(declared.select("mailbox_id"), how="cross")
+    watched = pl.concat([readers.select("due", "mailbox_id"), boxes.select("due", "mailbox_id")]).unique()
+    watched = watched.collect(engine="streaming").lazy()
+    addressed = lines.join(watched, on=["due", "mailbox_id"], how="semi")
     # System accounts log in without a domain: their mail is what the same host delivered to that local part.
     bare = readers.filter(~pl.col("mailbox_id").str.contains("@", literal=True)).select(
-        "host", pl.col("mailbox_id").alias("_local")
+        "due", "host", pl.col("mailbox_id").alias("_local")
     )
     local = (
-        lines.join(watched, on="mailbox_id", how="anti")
+        lines.join(watched, on=["due", "mailbox_id"], how="anti")
         .with_columns(pl.col("mailbox_id").str.extract("^([^@]*)@").alias("_local"))
-        .join(bare, on=["host", "_local"], how="semi")
+        .join(bare, on=["due", "host", "_local"], how="semi")
         .with_columns(pl.col("_local").alias("mailbox_id"))
         .drop("_local")
     )
     return pl.concat([addressed, local])
 
 
-def _counted_once(lines: pl.LazyFrame, day: date) -> pl.LazyFrame:
-    """Deliveries of the day without those that Postfix has logged as well.
+def _counted_once(lines: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
+    """Deliveries of the days without those that Postfix has logged as well.
 
     Postfix hands a message to Dovecot, and both log the delivery: another source counts for a mailbox only in an hour,
     and at a time, for which Postfix tells of no delivery to it.
     """
     lines = lines.with_columns(pl.col("ts").dt.truncate("1h").alias("hour"))
     postfix = lines.filter(pl.col("source") == "postfix")
-    hours = postfix.select("mailbox_id", "hour").unique()
-    times = postfix.select("mailbox_id", "ts", pl.lit(value=True).alias("_near")).unique().sort("ts")
+    hours = postfix.select("due", "mailbox_id", "hour").unique()
+    times = postfix.select("due", "mailbox_id", "ts", pl.lit(value=True).alias("_near")).unique().sort("ts")
     rest = (
         lines.filter(pl.col("source") != "postfix")
-        .join(hours, on=["mailbox_id", "hour"], how="anti")
+        .join(hours, on=["due", "mailbox_id", "hour"], how="anti")
         .sort("ts")
         .join_asof(
-            times, on="ts", by="mailbox_id", strategy="nearest", tolerance=_SAME_DELIVERY, check_sortedness=False
+            times,
+            on="ts",
+            by=["due", "mailbox_id"],
+            strategy="nearest",
+            tolerance=_SAME_DELIVERY,
+            check_sortedness=False,
         )
         .filter(pl.col("_near").is_null())
         .drop("_near")
     )
-    return pl.concat([postfix, rest]).filter(pl.col("date") == day)
+    return pl.concat([postfix, rest]).filter(within(days) & (pl.col("due") == pl.col("date"))).drop("due")
 
 
 def _with_sizes(lines: pl.LazyFrame, mail: pl.LazyFrame) -> pl.LazyFrame:
-    """Adds sizes that Postfix logs only when the message enters the queue: the last size of that queue id before."""
+    """Adds sizes that Postfix logs only when the message enters the queue: the last size of that queue id before, of
+    the day or the day before."""
     queue = ["host", "queue_id"]
     keyed = lines.filter(pl.col("size_bytes").is_null() & pl.col("queue_id").is_not_null())
     plain = lines.filter(pl.col("size_bytes").is_not_null() | pl.col("queue_id").is_null())
@@ -142,7 +160,7 @@ def _with_sizes(lines: pl.LazyFrame, mail: pl.LazyFrame) -> pl.LazyFrame:
         mail.filter((pl.col("event") != "deliver") & pl.col("size_bytes").is_not_null())
         .join(keyed.select(queue).unique(), on=queue, how="semi", nulls_equal=True)
         .group_by(*queue, "ts")
-        .agg(pl.col("size_bytes").max().alias("_size"))
+        .agg(pl.col("size_bytes").max().alias("_size"), pl.col("date").max().alias("_told"))
         .with_columns(pl.col("host").fill_null(""))
         .sort("ts")
     )
@@ -150,8 +168,8 @@ def _with_sizes(lines: pl.LazyFrame, mail: pl.LazyFrame) -> pl.LazyFrame:
         keyed.with_columns(pl.col("host").fill_null(""))
         .sort("ts")
         .join_asof(sizes, on="ts", by=queue, strategy="backward", check_sortedness=False)
-        .with_columns(pl.col("_size").alias("size_bytes"))
-        .drop("_size")
+        .with_columns(pl.when(pl.col("_told") >= pl.col("date").dt.offset_by("-1d")).then("_size").alias("size_bytes"))
+        .drop("_size", "_told")
     )
     return pl.concat([plain, sized])
 
@@ -186,6 +204,10 @@ def _with_tenant(rows: pl.LazyFrame, mailboxes: pl.LazyFrame) -> pl.LazyFrame:
     return (
         rows.join(declared, on="mailbox_id", how="left")
         .with_columns(told.alias("tenant_id"))
-        .with_columns(pl.coalesce("tenant_id", pl.col("tenant_id").min().over("mailbox_id")).alias("tenant_id"))
+        .with_columns(
+            pl.coalesce("tenant_id", pl.col("tenant_id").min().over("mailbox_id", pl.col("hour").dt.date())).alias(
+                "tenant_id"
+            )
+        )
         .drop("_declared")
     )

@@ -1,11 +1,11 @@
 """ldap_days: who searched a directory, where in it and with what kind of filter, on a day."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import polars as pl
 
-from transforms.derived._parts import count, finish, table
+from transforms.derived._parts import count, finish, table, within
 
 TABLE = "ldap_days"
 PERIOD = "day"
@@ -15,18 +15,18 @@ REACH = (0, 0)
 KEY = ("date", "tenant_id", "principal_id", "src_net", "ldap_base", "filter_class")
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The searches of `day` that the directory answered.
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The searches of `days` that the directory answered.
 
     Args:
-        day: UTC day.
-        tables: SOURCES; access_events of the day.
+        days: UTC days, one after the other.
+        tables: SOURCES; access_events of the days.
 
     Returns:
-        ldap_days of `day`; times UTC.
+        ldap_days of `days`; times UTC.
     """
     searched = (pl.col("protocol") == "ldap") & (pl.col("action") == "search") & (pl.col("outcome") != "failure")
-    rows = table(tables, "access_events").filter((pl.col("date") == day) & searched)
+    rows = table(tables, "access_events").filter(within(days) & searched)
     states = (
         rows.with_columns(pl.col("ldap_filter_class").alias("filter_class"))
         .group_by(KEY)

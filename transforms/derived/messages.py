@@ -14,14 +14,14 @@ than 1 GB, so that such a day takes about 35 seconds' work and a year of a billi
 day of records is felt by the 17 days in reach of it, of which those without records cost nothing.
 """
 
-from collections.abc import Mapping
-from datetime import date, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import date
 
 import polars as pl
 
 from transforms.derived import _chains, _hops
 from transforms.derived._hops import CLIENT, DECIDING, PRIORITY
-from transforms.derived._parts import declared_journals, finish, table
+from transforms.derived._parts import declared_journals, finish, table, within
 
 TABLE = "messages"
 PERIOD = "day"
@@ -35,27 +35,29 @@ _WITHOUT_QUEUE = ("reject", "bounce", "defer", "deliver", "send", "hold", "quara
 _REFUSED = ("dsn", "status_text", "relay_host", "dst_ip", *CLIENT, "helo", "sasl_username", "tls_version")
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The messages whose hops began on `day`.
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The messages whose hops began on `days`.
 
     Args:
-        day: UTC day.
+        days: UTC days, one after the other.
         tables: SOURCES; mail_events and access_events of the days in REACH.
 
     Returns:
-        messages of `day`; sizes in octets, times UTC.
+        messages of `days`; sizes in octets, times UTC.
     """
     records = _hops.records(tables)
     # Held from here on: what follows looks at it several times.
-    numbered = _hops.numbered(_hops.gathered(records, day)).collect(engine="streaming").lazy()
-    hops = _with_tls(_hops.facts(numbered), tables, day)
+    numbered = _hops.numbered(_hops.gathered(records, days)).collect(engine="streaming").lazy()
+    hops = _with_tls(_hops.facts(numbered), tables, days)
     rows = _chained(_received(hops, numbered))
-    rows = rows.filter((pl.col("began").dt.date() == day) & ~(pl.col("_empty") & pl.col("rcpt").is_null()))
-    alone = _without_queue(records, day)
+    rows = rows.filter(
+        pl.col("began").dt.date().is_between(days[0], days[-1]) & ~(pl.col("_empty") & pl.col("rcpt").is_null())
+    )
+    alone = _without_queue(records, days)
     journals = declared_journals(tables).rename({"mailbox_id": "rcpt", "is_journal": "_declared"})
     whole = pl.concat([rows, alone], how="diagonal").join(journals, on="rcpt", how="left")
     whole = whole.with_columns(
-        pl.lit(day).alias("date"),
+        pl.col("began").dt.date().alias("date"),
         pl.col("began").alias("first_ts"),
         pl.col("rcpt").str.extract(r"@([^@]+)$").alias("rcpt_domain"),
         pl.any_horizontal(pl.col("_journal", "_declared").fill_null(value=False)).alias("is_journal"),
@@ -130,9 +132,9 @@ def _chained(rows: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _with_tls(hops: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], day: date) -> pl.LazyFrame:
+def _with_tls(hops: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], days: Sequence[date]) -> pl.LazyFrame:
     """Fills TLS versions from the latest session of the same client before the reception."""
-    near = pl.col("date").is_between(day - timedelta(days=1), day)
+    near = within(days, 1)
     sessions = table(tables, "mail_events").filter(
         near & pl.col("event").is_in(["connect", "tls"]) & pl.col("src_ip").is_not_null()
     )
@@ -155,9 +157,9 @@ def _with_tls(hops: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], day: date)
     return pl.concat([hops.filter(~lacking), met.select(columns)])
 
 
-def _without_queue(records: pl.LazyFrame, day: date) -> pl.LazyFrame:
+def _without_queue(records: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
     """Rejections and the like that have no queue id: alike records of one instant are one row."""
-    alone = pl.col("hop_id").is_null() & (pl.col("date") == day) & pl.col("event").is_in(_WITHOUT_QUEUE)
+    alone = pl.col("hop_id").is_null() & within(days) & pl.col("event").is_in(_WITHOUT_QUEUE)
     status = _hops.status()
     rows = _hops.addressed(records.filter(alone)).with_columns(
         pl.col("orig_rcpt").str.to_lowercase().str.strip_chars(" <>"),

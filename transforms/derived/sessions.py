@@ -8,11 +8,11 @@
 - Exchange SMTP protocol logs, LDAP: by their session or connection id.
 
 A session stands on the UTC day of its end; one over more than one midnight that is told command by command has a row
-for each of its days, and a login whose summary comes more than 48 hours later stands alone. A day costs five days of
-these protocols' rows (not of web and audit logs).
+for each of its days, and a login whose summary comes more than 48 hours later stands alone. What is built at once
+costs four days more of these protocols' rows (not of web and audit logs).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import polars as pl
@@ -20,7 +20,7 @@ import polars as pl
 from transforms import sessions as logins
 from transforms.derived import _commands
 from transforms.derived._commands import CLIENT, WHO
-from transforms.derived._parts import finish, table
+from transforms.derived._parts import finish, table, within
 
 TABLE = "sessions"
 PERIOD = "day"
@@ -44,15 +44,15 @@ _SMTP_SERVERS = ("postfix", "exim", "sendmail", "courier", "exchange_smtp")
 _LONGEST = "24h"
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The sessions that belong to `day`.
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The sessions that belong to `days`.
 
     Args:
-        day: UTC day.
+        days: UTC days, one after the other.
         tables: SOURCES; events of the days in REACH.
 
     Returns:
-        sessions of `day`; bytes in octets, times UTC.
+        sessions of `days`; bytes in octets, times UTC.
     """
     access = table(tables, "access_events").filter(pl.col("protocol").is_in(_PROTOCOLS)).select(_COLUMNS)
     exchange = pl.col("source") == _commands.EXCHANGE
@@ -65,14 +65,12 @@ def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
     rows = _by_client(commands).with_columns(_alone().alias("alone"))
     numbered = _commands.numbered(rows, (*_commands.KEY, "alone")).collect(engine="streaming").lazy()
     by_command = [
-        _commands.exchange_sessions(access, day),
-        _with_disconnect(_commands.summed(numbered), numbered).filter(pl.col("date") == day),
+        _commands.exchange_sessions(access, days),
+        _with_disconnect(_commands.summed(numbered), numbered).filter(within(days)),
     ]
-    whole = pl.concat([*by_command, _summarised(paired, day)], how="diagonal")
+    whole = pl.concat([*by_command, _summarised(paired, days)], how="diagonal")
     signature = pl.col("command_signature").replace("", None)
-    return finish(
-        whole.with_columns(pl.lit(day).alias("date"), signature), TABLE, [*KEY, "src_ip", "commands", "outcome"]
-    )
+    return finish(whole.with_columns(signature), TABLE, [*KEY, "src_ip", "commands", "outcome"])
 
 
 def _marked(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -162,11 +160,11 @@ def _with_disconnect(sessions: pl.LazyFrame, numbered: pl.LazyFrame) -> pl.LazyF
     )
 
 
-def _summarised(paired: pl.LazyFrame, day: date) -> pl.LazyFrame:
+def _summarised(paired: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
     """Sessions that the log sums up in one line."""
     done = [pl.when(pl.col(f"{name}_count") > 0).then(pl.lit(name)) for name in ("dele", "retr", "top")]
     signature = pl.concat_list(done).list.drop_nulls().list.join(",")
-    return paired.filter(pl.col("date") == day).with_columns(
+    return paired.filter(within(days)).with_columns(
         pl.col("login_ts").alias("start_ts"),
         pl.max_horizontal("ts", "ts_end").alias("end_ts"),
         pl.when(pl.col("protocol") == "pop3").then(signature).alias("command_signature"),
