@@ -143,6 +143,7 @@ def test_days_at_once_are_the_days_one_by_one(events: list[Any], mails: list[Any
     moved = [[e | {"ts": e["ts"] + timedelta(days=random.randint(0, 3))} for e in rows] for rows in (events, mails)]
     whole = {"access_events": access(*map(as_addressed, moved[0])), "mail_events": mail(*moved[1])}
     days = [DAY + timedelta(days=n) for n in range(-1, 4)]
+    whole["sessions"] = BY_NAME["sessions"].build([DAY + timedelta(days=n) for n in range(-3, 6)], whole)
     for table in (t for t in derived() if t.period == "day"):
         at_once = table.build(days, whole | REFERENCE).collect()
         read = {

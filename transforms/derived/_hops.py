@@ -9,7 +9,7 @@ reception follows an attempt at delivery, as it does where the log lacks the end
 second: within a second the order is that of a message's life, never that of the files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 
 import polars as pl
@@ -38,6 +38,7 @@ _TEXTS = (
 )  # fmt: skip
 # Done weighs more than given up, that more than not yet.
 _WEIGHTS = {"delivered": 5, "sent": 4, "bounced": 3, "rejected": 3, "expired": 3, "deferred": 2, "held": 2}
+_ROWS_AT_ONCE = 600_000
 PRIORITY = 2**40  # more than a day has records: priority and place in one number
 
 
@@ -79,11 +80,12 @@ def _keys() -> dict[str, pl.Expr]:
     }  # fmt: skip
 
 
-def gathered(rows: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
+def gathered(rows: pl.LazyFrame, days: Sequence[date]) -> Iterator[pl.LazyFrame]:
     """Records of hops that have one on `days`, and of hops of the same messages: all that these days' rows depend on.
 
     Of the other days in reach only the keys are read throughout, and the other columns where a key was found: there
-    are few, since most messages are done within the day.
+    are few, since most messages are done within the day. The records come in pieces of bounded size, all of a hop in
+    one of them.
     """
     rows = rows.filter(pl.col("hop_id").is_not_null())
     today = within(days)
@@ -95,10 +97,15 @@ def gathered(rows: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
     related = others.filter(pl.col("message_id").is_not_null()).select(*HOP, "message_id")
     related = related.join(names, on="message_id", how="semi").select(HOP).unique()
     more = related.join(spanning.lazy(), on=HOP, how="anti").collect(engine="streaming")
-    return pl.concat([own, _of(others, more)])
+    whole = pl.concat([here, _of(others, pl.concat([spanning, more]))])
+    number = -(-here.select(pl.len()).collect(engine="streaming").item() // _ROWS_AT_ONCE)
+    piece = pl.col("hop_id").hash(0) % max(number, 1)
+    yield from (whole.filter(piece == at) if number > 1 else whole for at in range(max(number, 1)))
 
 
 def _of(rows: pl.LazyFrame, keys: pl.DataFrame) -> pl.LazyFrame:
+    if keys.is_empty():
+        return rows.limit(0)
     found = rows.filter(pl.col("hop_id").is_in(keys["hop_id"].unique().implode()))
     return found.join(keys.lazy(), on=HOP, how="semi")
 

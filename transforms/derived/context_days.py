@@ -14,7 +14,7 @@ from transforms.derived._parts import accesses, count, finish, hour_bits, table
 
 TABLE = "context_days"
 PERIOD = "day"
-SOURCES = ("access_events", "credentials", "bindings", "contexts", "mailboxes")
+SOURCES = ("access_events", "mail_events", "sessions", "credentials", "bindings", "contexts", "mailboxes")
 
 ANY_ACTION = "any"
 MACHINES = ("service_principal", "service_account", "computer")

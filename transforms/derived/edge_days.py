@@ -12,7 +12,7 @@ from transforms.derived._parts import accesses, count, finish, table
 
 TABLE = "edge_days"
 PERIOD = "day"
-SOURCES = ("access_events", "mailboxes")
+SOURCES = ("access_events", "sessions", "mailboxes")
 
 KEY = (
     "date", "tenant_id", "protocol", "actor_id", "actor_type", "app_id", "credential_id", "mailbox_id", "src_net",

@@ -10,15 +10,13 @@ from datetime import date, timedelta
 
 import polars as pl
 
-from transforms.derived._commands import EXCHANGE, REACH, exchange_sessions
+from transforms.derived._commands import EXCHANGE
 from transforms.derived._parts import count, declared_journals, finish, table, within
 from transforms.sessions import with_login
 
 TABLE = "journal_hours"
 PERIOD = "day"
-SOURCES = ("access_events", "mail_events", "mailboxes", "bindings")
-
-__all__ = ["KEY", "PERIOD", "REACH", "SOURCES", "TABLE", "build"]
+SOURCES = ("access_events", "mail_events", "sessions", "mailboxes", "bindings")
 
 KEY = ("date", "tenant_id", "hour", "mailbox_id", "is_journal", "src_net", "client_fp", "credential_id")
 _READER = ("src_net", "client_fp", "credential_id")
@@ -32,14 +30,15 @@ def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFr
 
     Args:
         days: UTC days, one after the other.
-        tables: SOURCES; access_events of the days in REACH, mail_events of the days and the day before.
+        tables: SOURCES; events of the days and the day before, sessions.
 
     Returns:
         journal_hours of `days`; bytes in octets, times UTC.
     """
     pop3 = table(tables, "access_events").filter(pl.col("protocol") == "pop3")
     near = within(days, 1)
-    exchange = _with_address(exchange_sessions(pop3, days), table(tables, "mailboxes"))
+    exchange = table(tables, "sessions").filter((pl.col("protocol") == "pop3") & (pl.col("source") == EXCHANGE))
+    exchange = _with_address(exchange.filter(within(days)), table(tables, "mailboxes"))
     # Held from here on: what follows looks at it several times.
     sessions = _sessions(pop3.filter(near), exchange, days).collect(engine="streaming").lazy()
     readers = sessions.select("mailbox_id", "host", pl.col("ts").dt.date().alias("date")).unique()
@@ -97,29 +96,30 @@ def _deliveries(mail: pl.LazyFrame, readers: pl.LazyFrame, declared: pl.LazyFram
         .with_columns(pl.col("recipients").str.to_lowercase().str.strip_chars(" <>").alias("mailbox_id"))
         .drop("recipients")
     )
-    lines = pl.concat(
-        [
-            lines.with_columns(pl.col("date").alias("due")),
-            lines.with_columns(pl.col("date").dt.offset_by("1d").alias("due")),
-        ]
-    )
     readers = readers.rename({"date": "due"})
-    boxes = lines.select("due").unique().join(declared.select("mailbox_id"), how="cross")
-    watched = pl.concat([readers.select("due", "mailbox_id"), boxes.select("due", "mailbox_id")]).unique()
-    watched = watched.collect(engine="streaming").lazy()
+    local = pl.col("mailbox_id").str.extract("^([^@]*)@")
+    boxes = (
+        pl.concat([declared.select("mailbox_id"), readers.select("mailbox_id")]).unique().collect(engine="streaming")
+    )
+    names = boxes["mailbox_id"].implode()
+    lines = lines.filter(pl.col("mailbox_id").is_in(names) | local.is_in(names))
+    days = (pl.col("date").alias("due"), pl.col("date").dt.offset_by("1d").alias("due"))
+    lines = pl.concat([lines.with_columns(day) for day in days])
+    journals = lines.select("due").unique().join(declared.select("mailbox_id"), how="cross")
+    watched = pl.concat([readers.select("due", "mailbox_id"), journals]).unique().collect(engine="streaming").lazy()
     addressed = lines.join(watched, on=["due", "mailbox_id"], how="semi")
     # System accounts log in without a domain: their mail is what the same host delivered to that local part.
     bare = readers.filter(~pl.col("mailbox_id").str.contains("@", literal=True)).select(
         "due", "host", pl.col("mailbox_id").alias("_local")
     )
-    local = (
+    alone = (
         lines.join(watched, on=["due", "mailbox_id"], how="anti")
-        .with_columns(pl.col("mailbox_id").str.extract("^([^@]*)@").alias("_local"))
+        .with_columns(local.alias("_local"))
         .join(bare, on=["due", "host", "_local"], how="semi")
         .with_columns(pl.col("_local").alias("mailbox_id"))
         .drop("_local")
     )
-    return pl.concat([addressed, local])
+    return pl.concat([addressed, alone])
 
 
 def _counted_once(lines: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:

@@ -46,10 +46,15 @@ def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFr
         messages of `days`; sizes in octets, times UTC.
     """
     records = _hops.records(tables)
-    # Held from here on: what follows looks at it several times.
-    numbered = _hops.numbered(_hops.gathered(records, days)).collect(engine="streaming").lazy()
-    hops = _with_tls(_hops.facts(numbered), tables, days)
-    rows = _chained(_received(hops, numbered))
+    found, before = [], 0
+    for piece in _hops.gathered(records, days):
+        # Held: what follows looks at it several times.
+        numbered = _hops.numbered(piece).collect(engine="streaming")
+        numbered = numbered.with_columns(pl.col("hop").cast(pl.Int64) + before)
+        before += numbered.height
+        received = _received(_hops.facts(numbered.lazy()), numbered.lazy())
+        found.append(received.collect(engine="streaming"))
+    rows = _chained(_with_tls(pl.concat(found).lazy(), tables, days))
     rows = rows.filter(
         pl.col("began").dt.date().is_between(days[0], days[-1]) & ~(pl.col("_empty") & pl.col("rcpt").is_null())
     )

@@ -18,8 +18,8 @@ from datetime import date
 import polars as pl
 
 from transforms import sessions as logins
-from transforms.derived import _commands
-from transforms.derived._commands import CLIENT, WHO
+from transforms.derived import _commands, _exchange
+from transforms.derived._commands import CLIENT, EXCHANGE, WHO
 from transforms.derived._parts import finish, table, within
 
 TABLE = "sessions"
@@ -42,6 +42,7 @@ _MAIL = (
 _WITHIN = ("connect", "disconnect", "tls", "receive", "reject", "submit", "other")
 _SMTP_SERVERS = ("postfix", "exim", "sendmail", "courier", "exchange_smtp")
 _LONGEST = "24h"
+_KEY = (*_commands.KEY, "alone")
 
 
 def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
@@ -55,35 +56,37 @@ def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFr
         sessions of `days`; bytes in octets, times UTC.
     """
     access = table(tables, "access_events").filter(pl.col("protocol").is_in(_PROTOCOLS)).select(_COLUMNS)
-    exchange = pl.col("source") == _commands.EXCHANGE
+    exchange = pl.col("source") == EXCHANGE
     boxes = access.filter(pl.col("protocol").is_in(["pop3", "imap"]) & ~exchange)
     # Held: the summaries take their logins out of the attempts that are left.
     paired = logins.summaries(boxes).collect(engine="streaming").lazy()
     conversations = access.filter(pl.col("protocol").is_in(["smtp", "ldap"]))
     told = pl.concat([logins.without_summary(boxes, paired), conversations])
-    commands = pl.concat([_marked(told), _smtp(table(tables, "mail_events"))], how="diagonal")
-    rows = _by_client(commands).with_columns(_alone().alias("alone"))
-    numbered = _commands.numbered(rows, (*_commands.KEY, "alone")).collect(engine="streaming").lazy()
-    by_command = [
-        _commands.exchange_sessions(access, days),
-        _with_disconnect(_commands.summed(numbered), numbered).filter(within(days)),
-    ]
-    whole = pl.concat([*by_command, _summarised(paired, days)], how="diagonal")
+    rows = _by_client(pl.concat([_marked(told), _smtp(table(tables, "mail_events"))], how="diagonal"))
+    by_command = [_exchange.sessions(access), *map(_summed, _commands.pieces(rows.with_columns(_alone()), _KEY))]
+    mine = [found.lazy().filter(within(days)).drop("used", "login", "who", "ts", strict=False) for found in by_command]
+    whole = pl.concat([*mine, _summarised(paired, days)], how="diagonal")
     signature = pl.col("command_signature").replace("", None)
     return finish(whole.with_columns(signature), TABLE, [*KEY, "src_ip", "commands", "outcome"])
 
 
 def _marked(rows: pl.LazyFrame) -> pl.LazyFrame:
     opens = (pl.col("protocol") == "ldap") & (pl.col("action") == "connect")
-    no = pl.lit(value=False)
-    return rows.with_columns(opens.alias("opens"), no.alias("closes"), no.alias("back"))
+    return rows.with_columns(opens.alias("opens"), pl.lit(value=False).alias("closes"))
+
+
+def _summed(rows: pl.DataFrame) -> pl.DataFrame:
+    said = pl.col("said").drop_nulls().max()
+    return _with_disconnect(_commands.whole(_commands.parts(_commands.numbered(rows, _KEY), more=[said])))
 
 
 def _alone() -> pl.Expr:
     """What tells attempts apart that have no session id: who, whence and when."""
     named = [pl.col(name).fill_null("") for name in ("principal_id", "src_ip")]
-    return pl.when(pl.col("session_id").is_null()).then(
-        pl.concat_str(*named, pl.col("ts").cast(pl.String), separator=" ")
+    return (
+        pl.when(pl.col("session_id").is_null())
+        .then(pl.concat_str(*named, pl.col("ts").cast(pl.String), separator=" "))
+        .alias("alone")
     )
 
 
@@ -105,7 +108,6 @@ def _smtp(mail: pl.LazyFrame) -> pl.LazyFrame:
         outcome=pl.lit("unknown"),
         opens=event == "connect",
         closes=event == "disconnect",
-        back=pl.lit(value=False),
         said=told,
     )
 
@@ -131,9 +133,8 @@ def _by_client(rows: pl.LazyFrame) -> pl.LazyFrame:
     return pl.concat([rows.filter(~signed), placed])
 
 
-def _with_disconnect(sessions: pl.LazyFrame, numbered: pl.LazyFrame) -> pl.LazyFrame:
+def _with_disconnect(sessions: pl.DataFrame) -> pl.DataFrame:
     """Takes commands and failed authentications from `ehlo=1 auth=0/1 quit=1 commands=2/3` where Postfix says so."""
-    said = numbered.filter(pl.col("said").is_not_null()).group_by("run").agg(pl.col("said").max())
     text, auth = pl.col("said"), r"(?:^| )auth=\d{1,9}/(\d{1,9})"
     total = text.str.extract(r"(?:^| )commands=(?:\d{1,9}/)?(\d{1,9})").cast(pl.Int64, strict=False)
     names = text.str.extract_all(r"[a-z_]{1,16}=").list.eval(pl.element().str.strip_suffix("="))
@@ -142,8 +143,7 @@ def _with_disconnect(sessions: pl.LazyFrame, numbered: pl.LazyFrame) -> pl.LazyF
     failed = text.str.extract(auth).cast(pl.Int64, strict=False) - good
     known = total.is_not_null()
     return (
-        sessions.join(said, on="run", how="left")
-        .with_columns(
+        sessions.with_columns(
             pl.when(known).then(total).otherwise("commands").alias("commands"),
             pl.when(known).then(names).otherwise("command_signature").alias("command_signature"),
             pl.max_horizontal("n_auth_failures", failed.clip(0)).alias("n_auth_failures"),
@@ -157,6 +157,7 @@ def _with_disconnect(sessions: pl.LazyFrame, numbered: pl.LazyFrame) -> pl.LazyF
             .otherwise("outcome")
             .alias("outcome")
         )
+        .drop("_good", "said")
     )
 
 
