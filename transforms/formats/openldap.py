@@ -31,6 +31,7 @@ _HEX = r"^([0-9a-f]{8})(?:\.([0-9a-f]{8}|[0-9a-f]{5}))?(?: 0x[0-9a-f]{1,16})? +(
 _SNIFFED = re.compile(r"^[0-9a-f]{8}(?:\.[0-9a-f]{5,8})?(?: 0x[0-9a-f]{1,16})? (.*)$")
 # conn=1022 op=1 RESULT ...
 _LINE = r"^conn=(-?[0-9]{1,18}) (?:op=([0-9]{1,9})|fd=-?[0-9]{1,9}) (.*)$"
+_STARTED = r"^(?:slapd starting|@\(#\) \$OpenLDAP: slapd )"
 _VERB = r"^(SEARCH RESULT|TLS established|[A-Za-z]+)"
 _KINDS = {
     "ACCEPT": lines_of.OPEN, "TLS established": lines_of.TLS, "BIND": "bind", "SRCH": "search", "MOD": "update",
@@ -107,6 +108,7 @@ def _fields(lines: pl.LazyFrame) -> pl.LazyFrame:
     kind = (
         pl.when(more).then(pl.lit(lines_of.DETAIL))
         .when(verb.is_in(_PARTS)).then(pl.lit(lines_of.OTHER))
+        .when(pl.col("message").str.contains(_STARTED)).then(pl.lit(lines_of.START))
         .otherwise(verb.replace_strict(_KINDS, default=None, return_dtype=pl.String))
     )  # fmt: skip
     lines = lines.with_columns(kind=kind)
@@ -123,9 +125,11 @@ def _read() -> dict[str, pl.Expr]:
     search = of("search").str.extract_groups(_SEARCH).struct
     result, secured = of(lines_of.RESULT).str, of(lines_of.TLS).str
     connection = pl.col("connection")
+    server = pl.concat_str(pl.col("host").fill_null(""), pl.col("pid").fill_null(""), separator=lines_of.SEPARATOR)
     simple = bind.contains(r'" method=128$').fill_null(value=False)
     return {
-        "key": pl.concat_str(pl.col("host").fill_null(""), pl.col("pid").fill_null(""), connection, separator="\x00"),
+        "key": pl.when(kind == lines_of.START).then(server)
+        .otherwise(pl.concat_str(server, connection, separator=lines_of.SEPARATOR)),
         "session": pl.concat_str(pl.col("pid"), connection, separator=":", ignore_nulls=True),
         "verb": pl.when(kind == "extended").then(of("extended").str.extract(r"^(EXT(?: oid=[0-9.]{1,100})?)"))
         .otherwise(verb),
@@ -175,7 +179,8 @@ def _nothing() -> pl.Expr:
         pl.when(pl.col("message").str.strip_chars() == "").then(pl.lit("blank line"))
         .when(pl.col("connection") == "-1").then(pl.lit("openldap: operation of the server itself"))
         .when(pl.col("verb") == "UNBIND").then(pl.lit("openldap: unbind"))
-        .when(pl.col("kind").is_null()).then(pl.lit("openldap: no access in the line"))
+        .when(pl.col("kind").fill_null(lines_of.START) == lines_of.START)
+        .then(pl.lit("openldap: no access in the line"))
     )  # fmt: skip
 
 
