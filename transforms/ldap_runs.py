@@ -5,8 +5,8 @@ logs do not tell the two apart (slapd's own file, and a container where the proc
 together is told by what cannot happen within one run:
 
 - a line of the server's start is a border that no line crosses: the process before has ended;
-- a connection is accepted once. The lines up to a few seconds before that line are of the same connection where they
-  began with operation 0 and nothing was known of the number;
+- a connection is accepted once. The lines up to a few seconds before that line are of the same connection where nothing
+  was known of the number and they began with operation 0, or the server's start is in the log;
 - operation 0 is asked for once, and no operation long after one with a higher number;
 - nothing comes long after a connection's end, except the result of what was asked for before.
 
@@ -244,7 +244,7 @@ class Runs(Generic[C]):
 
     def _accept(self, key: str, run: Run[C], here: Place) -> Run[C]:
         seen = run.seen
-        begun = seen.lowest == 0 or (seen.lowest == _HIGHEST and seen.ended is None)
+        begun = seen.start > 0 or seen.lowest == 0 or (seen.lowest == _HIGHEST and seen.ended is None)
         if seen.accepted or not begun or not _near(seen.first, here):
             run = self._add(key, Run(self._made(), _Seen(seen.start, here)))
         run.seen.accepted = here

@@ -42,8 +42,8 @@ def context() -> Context:
 
 
 def rows_of(lines: list[Any], ctx: Context | None = None, form: Any = openldap) -> list[dict[str, Any]]:
-    rows = [(at, at * 10, len(str(line)), str(line)) for at, line in enumerate(lines)]
-    found = form.parse(pl.LazyFrame(rows, schema=RECORD_SCHEMA, orient="row"), ctx or context()).collect()
+    records = [(at, at * 10, len(str(line)), str(line)) for at, line in enumerate(lines)]
+    found = form.parse(pl.LazyFrame(records, schema=RECORD_SCHEMA, orient="row"), ctx or context()).collect()
     assert found["record_no"].to_list() == list(range(len(lines)))
     rows: list[dict[str, Any]] = found.to_dicts()
     return rows
@@ -108,9 +108,13 @@ def never_anothers(lines: list[Line], rows: list[dict[str, Any]]) -> None:
     for line, row in zip(lines, rows, strict=True):
         if row["disposition"] == "access_events":
             assert row["src_ip_raw"] in (line.address, None), line
-            if row["action"] != "connect":
+            run, number, op = line.thread
+            if op == -2:  # the end is the event of what was asked for, by one of the connection's own identities
+                own_name = f"uid=u{run * 10_000 + number}-"
+                assert (row["principal_id"] or own_name).startswith(own_name), line
+            elif row["action"] != "connect":
                 assert row["principal_id"] in (line.who, None), line
-            assert row["principal_type"] != "anonymous" or line.who is None, line
+                assert row["principal_type"] != "anonymous" or line.who is None, line
 
 
 def in_blocks(lines: list[Line], cuts: list[int]) -> list[dict[str, Any]]:
