@@ -13,8 +13,9 @@ behind a syslog header, or behind the seconds since 1970 in hexadecimal (2.5 and
 `5f6d2015 ` and `681a12ed.337a96ce 0x7a31563fe6c0 `). What the lines become: see `transforms/ldap_rows.py`.
 
 Numbers of connections begin anew with the daemon: a connection is named by host, process id and number, and an ACCEPT
-begins a new one. Its threads write for themselves, so lines may stand out of order: see `transforms/ldap_sessions.py`. ABANDON names a message, not an operation: the request that it gives up becomes an event where its
-connection ends.
+begins a new one. The daemon's threads write for themselves, so lines may stand out of order: see
+`transforms/ldap_sessions.py`. ABANDON names a message, not an operation: the request that it gives up becomes an event
+where its connection ends.
 """
 
 import re
@@ -197,7 +198,7 @@ FORMAT = Format(
         "what a search returned is counted, not named",
         "a bind that is broken off between its SASL steps leaves no event",
         "PROXYAUTHZ is not followed: an operation is put down to who is bound",
-        "of lines out of order across the border of two blocks, the first block's events do without what the second has",
+        "events of lines out of order across the border of two blocks may lack address or identity",
         "at most 100,000 connections are remembered at a time",
     ),
 )
