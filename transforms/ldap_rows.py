@@ -23,6 +23,7 @@ from transforms.ldap_sessions import (
     EVENT,
     OPEN,
     RESULT,
+    START,
     STATE_SCHEMA,
     Sessions,
     Walk,
@@ -106,9 +107,9 @@ def events(lines: pl.DataFrame, ctx: Context, source: str, *, ends_requests: boo
     """
     sessions = ctx.carry.setdefault(_CARRY, Sessions(ends_requests=ends_requests))
     lines = _bounded(lines.select(*PLACE, *FIELDS))
-    refused = pl.col("refusal").is_null() & pl.col("reason").is_null()
+    read = pl.col("refusal").is_null() & (pl.col("reason").is_null() | (pl.col("kind") == START))
     tag = pl.when(pl.col("kind") == RESULT).then("tag")
-    whole, walk = sessions.walk(lines.with_columns(pl.when(refused).then("kind").alias("kind"), tag.alias("tag")))
+    whole, walk = sessions.walk(lines.with_columns(pl.when(read).then("kind").alias("kind"), tag.alias("tag")))
     return _rows(_found(lines, whole, walk), source)
 
 

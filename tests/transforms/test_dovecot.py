@@ -325,7 +325,7 @@ def test_own_log_file() -> None:
 COUNT = st.integers(0, 10**12)
 USER = st.from_regex(r"[a-z0-9._-]{1,10}(@[a-z]{1,8}\.example)?", fullmatch=True)
 TOKEN = st.from_regex(r"[A-Za-z0-9+/]{4,16}", fullmatch=True)
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @QUICK

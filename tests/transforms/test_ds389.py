@@ -155,7 +155,7 @@ def test_how_json_is_framed() -> None:
 
 
 VALUE = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="()*"), max_size=12)
-QUICK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @QUICK

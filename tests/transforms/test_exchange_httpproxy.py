@@ -149,7 +149,7 @@ def test_header_row_missing_or_repeated() -> None:
     st.integers(200, 599),
     st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="',\""), max_size=40),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_round_trip(protocol: str, size: int, status: int, agent: str) -> None:
     values = {"Protocol": protocol, "ResponseBytes": str(size), "HttpStatus": str(status), "UserAgent": agent}
     row = _parse([NAMES, _row(**values, ClientIpAddress="192.0.2.1")])[1]
@@ -158,7 +158,7 @@ def test_round_trip(protocol: str, size: int, status: int, agent: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_damaged_lines_give_one_row_each(data: st.DataObject) -> None:
     lines = SAMPLE.read_text().splitlines()
     damaged = []

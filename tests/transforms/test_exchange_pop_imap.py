@@ -231,7 +231,7 @@ def test_many_hostile_headers_are_bounded() -> None:
 _text = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     columns=st.sampled_from([COLUMNS_2013, COLUMNS_2016]),
     user=_text.filter(lambda text: not text.lower().startswith("healthmailbox")),

@@ -167,7 +167,7 @@ def test_values_choice_and_contradictions() -> None:
     ]  # fmt: skip
 
 
-QUICK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @QUICK

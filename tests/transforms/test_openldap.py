@@ -164,7 +164,7 @@ def test_own_file_in_hexadecimal() -> None:
 
 DN = st.from_regex(r"uid=[a-z0-9\\=+ ]{1,12},dc=[a-z]{1,8},dc=example", fullmatch=True)
 VALUE = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters='()*"'), max_size=12)
-QUICK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @QUICK

@@ -272,7 +272,7 @@ MAILBOX = PLAIN | QUOTED | st.just("")
 IP = st.ip_addresses().map(str)
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=40)
 QUEUE_ID = st.from_regex(r"[0-9A-F]{8,12}", fullmatch=True) | st.from_regex(r"[0-9BCDFGHbcdfgh]{12,16}", fullmatch=True)
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 DELIVERED = {"sent": "send", "deferred": "defer", "bounced": "bounce", "expired": "expire"}
 
 

@@ -183,7 +183,7 @@ def test_export_csv(time: str, expected: datetime) -> None:
 TEXT = st.text(
     st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="-"), min_size=1, max_size=15
 )
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @QUICK

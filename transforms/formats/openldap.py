@@ -13,8 +13,9 @@ behind a syslog header, or behind the seconds since 1970 in hexadecimal (2.5 and
 `5f6d2015 ` and `681a12ed.337a96ce 0x7a31563fe6c0 `). What the lines become: see `transforms/ldap_rows.py`.
 
 Numbers of connections begin anew with the daemon: a connection is named by host, process id and number, and an ACCEPT
-begins a new one. ABANDON names a message, not an operation: the request that it gives up becomes an event where its
-connection ends.
+begins a new one. The daemon's threads write for themselves, so lines may stand out of order: see
+`transforms/ldap_sessions.py`. ABANDON names a message, not an operation: the request that it gives up becomes an event
+where its connection ends.
 """
 
 import re
@@ -31,6 +32,7 @@ _HEX = r"^([0-9a-f]{8})(?:\.([0-9a-f]{8}|[0-9a-f]{5}))?(?: 0x[0-9a-f]{1,16})? +(
 _SNIFFED = re.compile(r"^[0-9a-f]{8}(?:\.[0-9a-f]{5,8})?(?: 0x[0-9a-f]{1,16})? (.*)$")
 # conn=1022 op=1 RESULT ...
 _LINE = r"^conn=(-?[0-9]{1,18}) (?:op=([0-9]{1,9})|fd=-?[0-9]{1,9}) (.*)$"
+_STARTED = r"^(?:slapd starting|@\(#\) \$OpenLDAP: slapd )"
 _VERB = r"^(SEARCH RESULT|TLS established|[A-Za-z]+)"
 _KINDS = {
     "ACCEPT": lines_of.OPEN, "TLS established": lines_of.TLS, "BIND": "bind", "SRCH": "search", "MOD": "update",
@@ -107,6 +109,7 @@ def _fields(lines: pl.LazyFrame) -> pl.LazyFrame:
     kind = (
         pl.when(more).then(pl.lit(lines_of.DETAIL))
         .when(verb.is_in(_PARTS)).then(pl.lit(lines_of.OTHER))
+        .when(pl.col("message").str.contains(_STARTED)).then(pl.lit(lines_of.START))
         .otherwise(verb.replace_strict(_KINDS, default=None, return_dtype=pl.String))
     )  # fmt: skip
     lines = lines.with_columns(kind=kind)
@@ -123,9 +126,11 @@ def _read() -> dict[str, pl.Expr]:
     search = of("search").str.extract_groups(_SEARCH).struct
     result, secured = of(lines_of.RESULT).str, of(lines_of.TLS).str
     connection = pl.col("connection")
+    server = pl.concat_str(pl.col("host").fill_null(""), pl.col("pid").fill_null(""), separator=lines_of.SEPARATOR)
     simple = bind.contains(r'" method=128$').fill_null(value=False)
     return {
-        "key": pl.concat_str(pl.col("host").fill_null(""), pl.col("pid").fill_null(""), connection, separator="\x00"),
+        "key": pl.when(kind == lines_of.START).then(server)
+        .otherwise(pl.concat_str(server, connection, separator=lines_of.SEPARATOR)),
         "session": pl.concat_str(pl.col("pid"), connection, separator=":", ignore_nulls=True),
         "verb": pl.when(kind == "extended").then(of("extended").str.extract(r"^(EXT(?: oid=[0-9.]{1,100})?)"))
         .otherwise(verb),
@@ -175,7 +180,8 @@ def _nothing() -> pl.Expr:
         pl.when(pl.col("message").str.strip_chars() == "").then(pl.lit("blank line"))
         .when(pl.col("connection") == "-1").then(pl.lit("openldap: operation of the server itself"))
         .when(pl.col("verb") == "UNBIND").then(pl.lit("openldap: unbind"))
-        .when(pl.col("kind").is_null()).then(pl.lit("openldap: no access in the line"))
+        .when(pl.col("kind").fill_null(lines_of.START) == lines_of.START)
+        .then(pl.lit("openldap: no access in the line"))
     )  # fmt: skip
 
 
@@ -192,6 +198,7 @@ FORMAT = Format(
         "what a search returned is counted, not named",
         "a bind that is broken off between its SASL steps leaves no event",
         "PROXYAUTHZ is not followed: an operation is put down to who is bound",
+        "events of lines out of order across the border of two blocks may lack address or identity",
         "at most 100,000 connections are remembered at a time",
     ),
 )
