@@ -19,6 +19,7 @@ import polars as pl
 
 from transforms import exchange
 from transforms.csvrows import columns
+from transforms.distinct import once_each
 from transforms.model import IGNORED, QUARANTINED, RECORD_SCHEMA, Context, Format, Head, Match
 
 _FIELDS = "dateTime,sessionId,seqNumber,sIp,cIp,user,duration,rqsize,rpsize,command,parameters,context"
@@ -32,6 +33,7 @@ NO_PROTOCOL = "neither port nor command tells the protocol"
 
 _PLACE = tuple(name for name in RECORD_SCHEMA if name != "raw")
 _KNOWN = {len(layout): layout for layout in (COLUMNS_2013, COLUMNS_2016)}
+_REPEATED = ("c.sIp", "c.user", "c.command", "c.parameters", "c.context", "back_end")
 _WANT = tuple(name for name in COLUMNS_2013 if name != "duration")
 _CORE = ("dateTime", "sessionId", "sIp", "cIp", "user", "command", "context")
 _BARE = "dateTime,sessionId,"
@@ -114,12 +116,16 @@ def parse(records: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
     block, parts = _split(records.select(list(RECORD_SCHEMA)).collect(), ctx)
     names = [f"c.{name}" for name in _WANT]
     schema = {name: RECORD_SCHEMA[name] for name in _PLACE} | {"back_end": pl.Boolean(), "bad_csv": pl.Boolean()}
-    rows = pl.concat([pl.DataFrame(schema=schema | dict.fromkeys(names, pl.String())), *parts], how="diagonal").lazy()
-    rows = _endpoints(rows.with_columns(pl.when(pl.col(name) != "").then(name).alias(name) for name in names), ctx)
-    rows = rows.with_columns(why=_why()).with_columns(disposition=_disposition())
+    rows = pl.concat([pl.DataFrame(schema=schema | dict.fromkeys(names, pl.String())), *parts], how="diagonal")
+    rows = rows.with_columns(pl.when(pl.col(name) != "").then(name).alias(name) for name in names)
+    told_of = {**_access(), **_result()}
+    rows = once_each(rows, _REPEATED, lambda few: _endpoints(few, ctx).with_columns(**told_of))
+    sized = rows.lazy().with_columns(_time()).with_columns(why=_why()).with_columns(disposition=_disposition())
     event = pl.col("disposition") == "access_events"
-    told = rows.filter(event).select(*_PLACE, "disposition", **_access(), **_result())
-    rest = rows.filter(~event).select(*_PLACE, "disposition", reason="why")
+    told = sized.filter(event).select(
+        *_PLACE, "disposition", "ts", **_each(), **{name: pl.col(name) for name in told_of}
+    )
+    rest = sized.filter(~event).select(*_PLACE, "disposition", reason="why")
     other = block.lazy().filter(pl.col("note").is_not_null())
     other = other.select(*_PLACE, pl.lit(IGNORED).alias("disposition"), reason="note")
     misfit = block.lazy().filter(pl.col("note").is_null() & (pl.col("layout") < 0))
@@ -179,27 +185,31 @@ def _header(line: str) -> tuple[str, ...] | None:
 
 
 def _endpoints(rows: pl.LazyFrame, ctx: Context) -> pl.LazyFrame:
-    """ts, command, server (without port), protocol, back_end and user of each row."""
+    """command, server (without port), protocol, end and user of each row."""
     port = pl.col("c.sIp").str.extract(r":(\d{1,5})$")
     command = pl.col("c.command").str.strip_chars().str.to_lowercase()
     base = command.str.replace(r"^uid[+ ]", "")
     family = base.replace_strict(_FAMILIES, default=None, return_dtype=pl.String)
     by_port = port.replace_strict(_PORTS, default=None, return_dtype=pl.String)
-    stamp = pl.col("c.dateTime").str.strip_suffix("Z")
     typed = pl.when(base.is_in(["login", "user"])).then(pl.col("c.parameters")).str.strip_chars()
     typed = typed.str.strip_suffix("*****").str.strip_chars(' "').str.to_lowercase()
     user = pl.col("c.user").str.strip_chars().str.to_lowercase()
     return rows.with_columns(
-        ts=stamp.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False).dt.replace_time_zone("UTC"),
         command=command,
         base=base,
         port=port,
         protocol=pl.coalesce(by_port, family, pl.lit(ctx.variant or None, pl.String)),
-        back_end=port.is_in(_BACK_PORTS).fill_null(value=False) | (pl.col("back_end") & by_port.is_null()),
+        of_back=port.is_in(_BACK_PORTS).fill_null(value=False) | (pl.col("back_end") & by_port.is_null()),
         server=pl.col("c.sIp").str.replace(r":\d{1,5}$", "").str.strip_chars("[]"),
         typed=pl.when(typed != "").then(typed),
         user=pl.when(user != "").then(user),
     ).with_columns(account=pl.coalesce("user", "typed"))
+
+
+def _time() -> pl.Expr:
+    stamp = pl.col("c.dateTime").str.strip_suffix("Z")
+    utc = stamp.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False).dt.replace_time_zone("UTC")
+    return utc.alias("ts")
 
 
 def _why() -> pl.Expr:
@@ -226,20 +236,31 @@ def _disposition() -> pl.Expr:
     )  # fmt: skip
 
 
+def _each() -> dict[str, pl.Expr]:
+    """What differs from row to row."""
+    back, total = pl.col("of_back"), pl.col("base") != "closesession"  # which repeats what the commands have counted
+    family = pl.concat_str("protocol", pl.when(back).then(pl.lit("be")).otherwise(pl.lit("")))
+    return {
+        "ts_raw": pl.col("c.dateTime"),
+        "session_id": pl.concat_str("server", family, "c.sessionId", separator="|"),
+        "src_ip_raw": pl.when(~back).then("c.cIp"),
+        "bytes_in": pl.when(total).then(exchange.number("rqsize")),
+        "bytes_out": pl.when(total).then(exchange.number("rpsize")),
+        "bytes_known": total & exchange.number("rpsize").is_not_null(),
+    }
+
+
 def _access() -> dict[str, pl.Expr]:
-    who, base, back = pl.col("account"), pl.col("base"), pl.col("back_end")
+    who, base, back = pl.col("account"), pl.col("base"), pl.col("of_back")
     named = pl.col("c.parameters").str.strip_chars().str.extract(r"^([A-Za-z0-9_-]{1,20})(?:\s|$)").str.to_uppercase()
     asked = pl.when(base.is_in(["auth", "authenticate"]) & named.is_in(_METHODS)).then(named)
     method = pl.coalesce(asked, base.replace_strict(_SPOKEN, default=None, return_dtype=pl.String))
     password = who.is_not_null() & (method.is_null() | method.is_in(_PASSWORDS))
     # What a client sends that is no command may be its password.
     spoken = pl.when(base.is_in(_COMMANDS)).then("command").otherwise(pl.lit("invalid"))
-    family = pl.concat_str("protocol", pl.when(back).then(pl.lit("be")).otherwise(pl.lit("")))
     address = pl.coalesce("user", "typed").str.extract(r"@([^@\s\\/]+\.[^@\s\\/]+)$")
     return {
         "source": pl.lit("exchange_pop_imap"),
-        "ts": pl.col("ts"),
-        "ts_raw": pl.col("c.dateTime"),
         "ts_basis": pl.lit("utc"),
         "agg_level": pl.lit("event"),
         "protocol": pl.col("protocol"),
@@ -252,8 +273,6 @@ def _access() -> dict[str, pl.Expr]:
         "credential_type": pl.when(method.is_in(_TOKENS)).then(pl.lit("token"))
         .when(password).then(pl.lit("password")),
         "auth_method": method,
-        "session_id": pl.concat_str("server", family, "c.sessionId", separator="|"),
-        "src_ip_raw": pl.when(~back).then("c.cIp"),
         "tls_version": pl.when(~back & pl.col("port").is_in(_TLS_PORTS)).then(pl.lit("TLS")),
         "tenant_domain": pl.coalesce(address, pl.col("typed").str.extract(r"@([^@\s\\/]+\.[^@\s\\/]+)$")),
     }  # fmt: skip
@@ -271,7 +290,6 @@ def _result() -> dict[str, pl.Expr]:
     failed = answer.is_not_null() & ~good | (answer.is_null() & error.is_not_null())
     done = (good & base.is_in(["retr", "top", "dele"])).fill_null(value=False)
     rows = pl.col("c.context").str.replace_all(r'"[^"]*"', "").str.extract(r"(?:^|;)Rows=(\d{1,15})(?:;|$)")
-    total = base != "closesession"  # repeats what the commands before it have counted
     folder = pl.col("c.parameters").str.strip_chars(' "')
     return {
         "outcome": pl.when(failed).then(pl.lit("failure"))
@@ -279,9 +297,6 @@ def _result() -> dict[str, pl.Expr]:
         .when(good | session).then(pl.lit("success")).otherwise(pl.lit("unknown")),
         "reason": pl.when(failed).then(pl.coalesce(error, text)),
         "item_count": pl.when(done).then(1).otherwise(rows.cast(pl.Int64, strict=False)),
-        "bytes_in": pl.when(total).then(exchange.number("rqsize")),
-        "bytes_out": pl.when(total).then(exchange.number("rpsize")),
-        "bytes_known": total & exchange.number("rpsize").is_not_null(),
         "folders": pl.when(base.is_in(["select", "examine"]) & good & (folder != "")).then(pl.concat_list(folder)),
     }  # fmt: skip
 
