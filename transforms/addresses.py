@@ -25,6 +25,8 @@ LONGEST = 80  # characters of "[IPv6:" + address + "%" zone + "]:" + port; anyth
 _FIELDS: dict[str, Any] = {"ip": pl.String, "ip_key": pl.Binary, "port": pl.Int64, "net": pl.String}
 _UTC = pl.Datetime("us", "UTC")
 _NONE = (None, None, None, None)
+_WITH_PORT = r"^(?<ip>\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}):(?<port>\d{1,5})$"
+_LAST_PORT = 65535
 
 Parts = tuple[str | None, bytes | None, int | None, str | None]
 
@@ -107,14 +109,23 @@ def _version6(six: bytes) -> str:
 
 
 def _parts(values: pl.Series) -> pl.Series:
-    """Struct of the four parts for every value; the conversion runs once per distinct value."""
-    distinct, place = encode(values)
+    """Struct of the four parts for every value; the conversion runs once per distinct value.
+
+    An IPv4 address with a port is converted without it: ports are many, addresses few.
+    """
+    cut = values.str.extract_groups(_WITH_PORT).struct
+    port = cut.field("port").cast(pl.Int64)
+    port = port.set((port > _LAST_PORT).fill_null(value=False), None)
+    bare = cut.field("ip").zip_with(port.is_not_null(), values)
+    distinct, place = encode(bare)
     rows = [parse(value) for value in distinct.to_list()]
     columns = list(zip(*rows, strict=True)) or [()] * len(_FIELDS)
     found = pl.DataFrame(
         [pl.Series(name, column, dtype=dtype) for (name, dtype), column in zip(_FIELDS.items(), columns, strict=True)]
     )
-    return found.to_struct().gather(place).alias(values.name)
+    whole = found.to_struct().gather(place).struct.unnest()
+    with_port = port.is_not_null() & whole["ip"].is_not_null()
+    return whole.with_columns(whole["port"].zip_with(~with_port, port)).to_struct(values.name)
 
 
 def encode(values: pl.Series) -> tuple[pl.Series, pl.Series]:
