@@ -1,0 +1,111 @@
+"""gaps: how long a service identity waits between two uses, by network and day.
+
+A machine that calls on a timer shows it in its gaps, and a state of 76 numbers a day tells of it for all time. The gap
+over midnight stands in no day: it is that between the `last_ts` of one state and the `first_ts` of the next, and
+`merged` adds it, so that days merge to what one pass over all of them gives.
+
+Only identities kept in detail (see context_days) and rows that bear the client's address count: of a POP3 session the
+login, not its summary. Failures and health probes are left out. Requests of one call are gaps of seconds; who looks
+for a timer leaves the short bins out.
+"""
+
+from collections.abc import Mapping
+from datetime import date
+
+import polars as pl
+
+from transforms.derived._parts import finish, table
+from transforms.derived.context_days import in_detail
+
+TABLE = "gaps"
+PERIOD = "day"
+SOURCES = ("access_events", "credentials", "bindings", "contexts", "mailboxes")
+REACH = (0, 0)
+
+WHO = ("tenant_id", "principal_id", "credential_id", "protocol", "src_net")
+KEY = ("date", *WHO)
+BINS = 76
+# Lower edges of the bins but the first, in microseconds: a third of an octave each, as `periodicity` wants them.
+EDGES_US = [round(1_000_000 * 2 ** (k / 3)) for k in range(BINS - 1)]
+CENTRES_S = [0.5, *(2 ** ((k + 0.5) / 3) for k in range(BINS - 1))]
+
+_READ = ("date", "ts", *WHO, "principal_type", "logon_type", "app_id")
+_BACK_END = "be:"  # of Exchange's POP3 and IMAP: the address is that of the front end
+
+
+def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The gaps of `day`.
+
+    Args:
+        day: UTC day.
+        tables: SOURCES; access_events of the day.
+
+    Returns:
+        gaps of `day`; one row for each identity and network, also with a single use and no gap.
+    """
+    told = (pl.col("date") == day) & pl.col("src_net").is_not_null() & (pl.col("outcome") != "failure")
+    used = (pl.col("action") != "probe") & ~pl.col("op_raw").str.to_lowercase().str.starts_with(_BACK_END).fill_null(
+        value=False
+    )
+    uses = in_detail(table(tables, "access_events").filter(told & used).select(_READ), tables).filter("detail")
+    # Held: the states are put together of two views of it. Machines are few.
+    ordered = uses.select(*KEY, "ts").sort(*KEY, "ts").collect(engine="streaming").lazy()
+    same = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in WHO)
+    gap = pl.when(same.fill_null(value=False)).then(pl.col("ts").diff().dt.total_microseconds()).alias("gap")
+    return finish(_states(ordered.with_columns(gap), KEY), TABLE, KEY)
+
+
+def merged(states: pl.LazyFrame) -> pl.LazyFrame:
+    """One state for each identity and network, of states that follow each other in time.
+
+    Args:
+        states: rows of gaps, in any order; each lies in time wholly before or after the others of its identity.
+
+    Returns:
+        the columns of gaps; `date` is that of the first state.
+    """
+    between = (pl.col("first_ts") - pl.col("last_ts").shift(1).over(WHO)).dt.total_microseconds().clip(0)
+    rows = (
+        states.sort(*WHO, "first_ts", "last_ts").with_columns(between.alias("gap")).collect(engine="streaming").lazy()
+    )
+    own = rows.select(*WHO, "hist", bin=pl.int_ranges(0, pl.col("hist").list.len()))
+    own = own.explode("hist", "bin", empty_as_null=False, keep_nulls=False)
+    own = own.group_by(*WHO, "bin").agg(pl.col("hist").sum().alias("n"))
+    counted = (
+        pl.concat([own, _counted(rows, WHO).select(*WHO, "bin", "n")]).group_by(*WHO, "bin").agg(pl.col("n").sum())
+    )
+    sums = rows.group_by(WHO).agg(
+        pl.col("date").min(),
+        pl.col("n").sum(),
+        pl.max_horizontal(pl.col("longest_s").max(), pl.col("gap").max() / 1e6).alias("longest_s"),
+        pl.col("first_ts").min(),
+        pl.col("last_ts").max(),
+    )
+    return finish(_with_hist(sums, counted, WHO), TABLE, KEY)
+
+
+def _states(rows: pl.LazyFrame, key: tuple[str, ...]) -> pl.LazyFrame:
+    sums = rows.group_by(key).agg(
+        pl.len().cast(pl.Int64).alias("n"),
+        (pl.col("gap").max() / 1e6).alias("longest_s"),
+        pl.col("ts").min().alias("first_ts"),
+        pl.col("ts").max().alias("last_ts"),
+    )
+    return _with_hist(sums, _counted(rows, key), key)
+
+
+def _counted(rows: pl.LazyFrame, key: tuple[str, ...]) -> pl.LazyFrame:
+    """Gaps by bin: [*key, bin, n]."""
+    edges = pl.lit(pl.Series(EDGES_US, dtype=pl.Int64))
+    placed = rows.filter(pl.col("gap").is_not_null()).select(
+        *key, edges.search_sorted(pl.col("gap"), side="right").cast(pl.Int64).alias("bin")
+    )
+    return placed.group_by(*key, "bin").agg(pl.len().cast(pl.Int64).alias("n"))
+
+
+def _with_hist(sums: pl.LazyFrame, counted: pl.LazyFrame, key: tuple[str, ...]) -> pl.LazyFrame:
+    """Adds the histogram, all bins of it."""
+    grid = sums.select(key).join(pl.LazyFrame({"bin": range(BINS)}, schema={"bin": pl.Int64}), how="cross")
+    whole = grid.join(counted, on=[*key, "bin"], how="left", nulls_equal=True).with_columns(pl.col("n").fill_null(0))
+    hist = whole.group_by(key).agg(pl.col("n").sort_by("bin").alias("hist"))
+    return sums.join(hist, on=list(key), how="left", nulls_equal=True)
