@@ -22,14 +22,14 @@ PERIOD = "day"
 SOURCES = ("access_events", "credentials", "bindings", "contexts", "mailboxes")
 REACH = (0, 0)
 
-WHO = ("tenant_id", "principal_id", "credential_id", "protocol", "src_net")
+WHO = ("tenant_id", "principal_id", "app_id", "credential_id", "protocol", "src_net")
 KEY = ("date", *WHO)
 BINS = 76
 # Lower edges of the bins but the first, in microseconds: a third of an octave each, as `periodicity` wants them.
 EDGES_US = [round(1_000_000 * 2 ** (k / 3)) for k in range(BINS - 1)]
 CENTRES_S = [0.5, *(2 ** ((k + 0.5) / 3) for k in range(BINS - 1))]
 
-_READ = ("date", "ts", *WHO, "principal_type", "logon_type", "app_id")
+_READ = ("date", "ts", *WHO, "principal_type", "logon_type")
 _BACK_END = "be:"  # of Exchange's POP3 and IMAP: the address is that of the front end
 
 
