@@ -41,10 +41,12 @@ spread as (
         (select count(*) from tenant_values as t where t.value = n.value) - count(*) as n_before
     from new_values as n group by n.value
 ),
-actors as (select tenant_key, actor_id, min(date) as begins, max(app_id) as app_id from seen where is_machine group by all)
-select s.tenant_key, s.actor_id, any_value(a.app_id) as app_id, s.value, min(s.date) as first_day, max(s.date) as last_day,
-    any_value(a.begins) as begins, any_value(p.n_new) as n_new, any_value(p.n_before) as n_before,
-    (select count(distinct tenant_key) from seen) as n_tenants
+actors as (
+    select tenant_key, actor_id, min(date) as begins, max(app_id) as app_id from seen where is_machine group by all
+)
+select s.tenant_key, s.actor_id, any_value(a.app_id) as app_id, s.value, min(s.date) as first_day,
+    max(s.date) as last_day, any_value(a.begins) as begins, any_value(p.n_new) as n_new,
+    any_value(p.n_before) as n_before, (select count(distinct tenant_key) from seen) as n_tenants
 from seen as s
 join new_values as n using (tenant_key, value)
 join spread as p using (value)

@@ -120,7 +120,7 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
         con.unregister("x07_fresh")
     timers = _timers(series, params)
     key = ["tenant_key", "actor_id", "value"]
-    return _described(timers.join(new, on=key).join(details, on=[*key, "protocol"]), history)
+    return _described(timers.join(new, on=key).join(details, on=[*key, "protocol"]))
 
 
 def _series(states: pl.DataFrame) -> pl.DataFrame:
@@ -149,7 +149,7 @@ def _timers(series: pl.DataFrame, params: Mapping[str, Any]) -> pl.DataFrame:
     return told.with_columns(n_uses=pl.col("n_gaps") + 1).filter(pl.Series(np.nan_to_num(score) >= needed))
 
 
-def _described(found: pl.DataFrame, history: int) -> pl.DataFrame:
+def _described(found: pl.DataFrame) -> pl.DataFrame:
     if found.is_empty():
         return pl.DataFrame()
     # One fetch may sign in and then read: the data tell more than the sign-in.
