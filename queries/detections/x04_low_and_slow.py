@@ -23,9 +23,9 @@ blind_spots = [
 ]
 runbook = [
   "`src_net`, `client_fp`: list what the identity did from the context, day by day, and compare with the 30 days before it came",
-  "`item_count`, `bytes_out`: sum what was taken by mailbox and day; a quota shows as the same number every day",
-  "`mailbox_id`, `message_ids`: list the messages read, as far as the log names them",
-  "`gateway_jobs.job_id`: ask the vendor for jobs on the days of the context",
+  "`item_count`, `bytes_out`: sum what was taken by mailbox over the days of the finding; a quota shows as the same number again and again",
+  "`mailbox_id`, `message_ids`: list the messages read on the days of the finding, as far as the log names them",
+  "`principal_id`, `ts`: ask the vendor for the jobs of the identity on the days of the finding, and look in gateway_jobs",
 ]
 
 attack = [

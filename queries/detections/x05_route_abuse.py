@@ -22,10 +22,10 @@ blind_spots = [
   "logs that do not tell who was authenticated: Exchange's message tracking",
 ]
 runbook = [
-  "`sasl_username`, `src_net`: list the messages of the account from the network in the table messages, with subject, size and recipients",
-  "`rcpt_domain`, `size_bytes`: look for sizes that grow and for recipients at free mail services",
+  "`sasl_username`, `src_net`: list the messages of the account from the network on the days of the finding (table messages), with subject, size and recipients",
+  "`rcpt_domain`, `size_bytes`: compare sizes and recipients with those of the 45 days before: look for sizes that grow and for free mail services",
   "`src_net`, `src_asn`: look up who owns the network, and what else came from it in the 30 days before",
-  "`failures`: look for refused sign-ins from the network in the 3 days before the first success",
+  "`outcome`, `src_net`: look for refused sign-ins from the network in the 3 days before the first success",
 ]
 
 attack = [

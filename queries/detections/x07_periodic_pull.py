@@ -21,10 +21,10 @@ blind_spots = [
   "calls that follow each other within burst_s seconds count as one",
 ]
 runbook = [
-  "`ts`, `src_net`: list the calls of the identity from the network in order of time, and compare the minutes past the hour",
-  "`action`, `item_count`: see what was fetched at each call, and whether it is what is new since the call before",
+  "`ts`, `src_net`: list the calls of the identity from the network over 3 days in order of time, and compare the minutes past the hour",
+  "`action`, `item_count`: see what was fetched at each call of the day that had most, and whether it is what was new since the call before",
   "`src_net`, `src_asn`: look up who owns the network, and who else used it in the last 90 days",
-  "`gateway_jobs.job_id`: ask the vendor for jobs at the times of the calls",
+  "`principal_id`, `ts`: ask the vendor for the jobs of the identity on the days of the finding, and look in gateway_jobs",
 ]
 
 attack = [
