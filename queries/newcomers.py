@@ -21,15 +21,17 @@ WIDE_FROM = 5  # tenants from which on a share of them means something
 # tenant's log of the protocol was old enough to tell.
 _FRESH = """
 with seen as (
-    select coalesce(tenant_id, '') as tenant_key, coalesce(principal_id, app_id) as actor_id, app_id, protocol,
-        {column} as value, date, first_ts, action <> 'any' as is_machine
+    select coalesce(tenant_id, '') as tenant_key, coalesce(principal_id, app_id) as actor_id, protocol,
+        {column} as value, action <> 'any' as is_machine, max(app_id) as app_id, min(date) as first_day,
+        max(date) as last_day, min(first_ts) as first_ts
     from context_days
     where date between $first and $last and outcome = 'success' and action <> 'probe'
         and coalesce(principal_id, app_id) is not null
+    group by all
 ),
-logs as (select tenant_key, protocol, min(date) as began from seen group by all),
+logs as (select tenant_key, protocol, min(first_day) as began from seen group by all),
 tenant_values as (
-    select tenant_key, value, min(date) as since, arg_min(protocol, first_ts) as protocol
+    select tenant_key, value, min(first_day) as since, arg_min(protocol, first_ts) as protocol
     from seen where value is not null group by all
 ),
 new_values as (
@@ -42,10 +44,10 @@ spread as (
     from new_values as n group by n.value
 ),
 actors as (
-    select tenant_key, actor_id, min(date) as begins, max(app_id) as app_id from seen where is_machine group by all
+    select tenant_key, actor_id, min(first_day) as begins, max(app_id) as app_id from seen where is_machine group by all
 )
-select s.tenant_key, s.actor_id, any_value(a.app_id) as app_id, s.value, min(s.date) as first_day,
-    max(s.date) as last_day, any_value(a.begins) as begins, any_value(p.n_new) as n_new,
+select s.tenant_key, s.actor_id, any_value(a.app_id) as app_id, s.value, min(s.first_day) as first_day,
+    max(s.last_day) as last_day, any_value(a.begins) as begins, any_value(p.n_new) as n_new,
     any_value(p.n_before) as n_before, (select count(distinct tenant_key) from seen) as n_tenants
 from seen as s
 join new_values as n using (tenant_key, value)
@@ -53,7 +55,7 @@ join spread as p using (value)
 join actors as a using (tenant_key, actor_id)
 where s.is_machine
 group by s.tenant_key, s.actor_id, s.value
-having max(s.date) >= $from
+having max(s.last_day) >= $from
 order by all
 """
 

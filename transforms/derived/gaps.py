@@ -12,6 +12,7 @@ for a timer leaves the short bins out.
 from collections.abc import Mapping
 from datetime import date
 
+import numpy as np
 import polars as pl
 
 from transforms.derived._parts import finish, table
@@ -48,11 +49,19 @@ def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
         value=False
     )
     uses = in_detail(table(tables, "access_events").filter(told & used).select(_READ), tables).filter("detail")
-    # Held: the states are put together of two views of it. Machines are few.
-    ordered = uses.select(*KEY, "ts").sort(*KEY, "ts").collect(engine="streaming").lazy()
-    same = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in WHO)
-    gap = pl.when(same.fill_null(value=False)).then(pl.col("ts").diff().dt.total_microseconds()).alias("gap")
-    return finish(_states(ordered.with_columns(gap), KEY), TABLE, KEY)
+    # Held, machines being few: what follows numbers its rows and looks at them twice.
+    ordered = uses.select(*KEY, "ts").sort(*KEY, "ts").collect(engine="streaming")
+    numbered = _numbered(ordered, KEY).with_columns(
+        pl.when(~pl.col("first")).then(pl.col("ts").diff().dt.total_microseconds()).alias("gap")
+    )
+    sums = numbered.group_by("run", maintain_order=True).agg(
+        pl.col(KEY).first(),
+        pl.len().cast(pl.Int64).alias("n"),
+        (pl.col("gap").max() / 1e6).alias("longest_s"),
+        pl.col("ts").min().alias("first_ts"),
+        pl.col("ts").max().alias("last_ts"),
+    )
+    return finish(_with_hist(sums, _binned(numbered)), TABLE, KEY)
 
 
 def merged(states: pl.LazyFrame) -> pl.LazyFrame:
@@ -64,48 +73,44 @@ def merged(states: pl.LazyFrame) -> pl.LazyFrame:
     Returns:
         the columns of gaps; `date` is that of the first state.
     """
-    between = (pl.col("first_ts") - pl.col("last_ts").shift(1).over(WHO)).dt.total_microseconds().clip(0)
-    rows = (
-        states.sort(*WHO, "first_ts", "last_ts").with_columns(between.alias("gap")).collect(engine="streaming").lazy()
-    )
-    own = rows.select(*WHO, "hist", bin=pl.int_ranges(0, pl.col("hist").list.len()))
-    own = own.explode("hist", "bin", empty_as_null=False, keep_nulls=False)
-    own = own.group_by(*WHO, "bin").agg(pl.col("hist").sum().alias("n"))
-    counted = (
-        pl.concat([own, _counted(rows, WHO).select(*WHO, "bin", "n")]).group_by(*WHO, "bin").agg(pl.col("n").sum())
-    )
-    sums = rows.group_by(WHO).agg(
+    rows = _numbered(states.sort(*WHO, "first_ts", "last_ts").collect(engine="streaming"), WHO)
+    between = (pl.col("first_ts") - pl.col("last_ts").shift(1)).dt.total_microseconds().clip(0)
+    rows = rows.with_columns(pl.when(~pl.col("first")).then(between).alias("gap"))
+    own = rows.select("run", "hist", bin=pl.int_ranges(0, pl.col("hist").list.len())).explode("hist", "bin")
+    own = own.filter(pl.col("hist") > 0).select("run", "bin", n="hist")
+    sums = rows.group_by("run", maintain_order=True).agg(
+        pl.col(WHO).first(),
         pl.col("date").min(),
         pl.col("n").sum(),
         pl.max_horizontal(pl.col("longest_s").max(), pl.col("gap").max() / 1e6).alias("longest_s"),
         pl.col("first_ts").min(),
         pl.col("last_ts").max(),
     )
-    return finish(_with_hist(sums, counted, WHO), TABLE, KEY)
+    return finish(_with_hist(sums, pl.concat([own, _binned(rows)])), TABLE, KEY)
 
 
-def _states(rows: pl.LazyFrame, key: tuple[str, ...]) -> pl.LazyFrame:
-    sums = rows.group_by(key).agg(
-        pl.len().cast(pl.Int64).alias("n"),
-        (pl.col("gap").max() / 1e6).alias("longest_s"),
-        pl.col("ts").min().alias("first_ts"),
-        pl.col("ts").max().alias("last_ts"),
+def _numbered(ordered: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
+    """Adds `first` (first row of its key) and `run`, the number of the key, to rows in the key's order."""
+    same = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in key)
+    # The first row of all has nothing before it.
+    first = ~same | (pl.int_range(pl.len()) == 0)
+    return ordered.with_columns(first.alias("first")).with_columns(
+        pl.col("first").cum_sum().cast(pl.Int64).alias("run")
     )
-    return _with_hist(sums, _counted(rows, key), key)
 
 
-def _counted(rows: pl.LazyFrame, key: tuple[str, ...]) -> pl.LazyFrame:
-    """Gaps by bin: [*key, bin, n]."""
+def _binned(rows: pl.DataFrame) -> pl.DataFrame:
+    """Gaps by bin: [run, bin, n]."""
     edges = pl.lit(pl.Series(EDGES_US, dtype=pl.Int64))
-    placed = rows.filter(pl.col("gap").is_not_null()).select(
-        *key, edges.search_sorted(pl.col("gap"), side="right").cast(pl.Int64).alias("bin")
-    )
-    return placed.group_by(*key, "bin").agg(pl.len().cast(pl.Int64).alias("n"))
+    known = rows.filter(pl.col("gap").is_not_null())
+    placed = known.select("run", edges.search_sorted(pl.col("gap"), side="right").cast(pl.Int64).alias("bin"))
+    return placed.group_by("run", "bin").agg(pl.len().cast(pl.Int64).alias("n"))
 
 
-def _with_hist(sums: pl.LazyFrame, counted: pl.LazyFrame, key: tuple[str, ...]) -> pl.LazyFrame:
-    """Adds the histogram, all bins of it."""
-    grid = sums.select(key).join(pl.LazyFrame({"bin": range(BINS)}, schema={"bin": pl.Int64}), how="cross")
-    whole = grid.join(counted, on=[*key, "bin"], how="left", nulls_equal=True).with_columns(pl.col("n").fill_null(0))
-    hist = whole.group_by(key).agg(pl.col("n").sort_by("bin").alias("hist"))
-    return sums.join(hist, on=list(key), how="left", nulls_equal=True)
+def _with_hist(sums: pl.DataFrame, counted: pl.DataFrame) -> pl.LazyFrame:
+    """Adds the histogram, all bins of it, to one row for each run in their order."""
+    bins = np.zeros((sums.height, BINS), np.int64)
+    # Runs are numbered from 1.
+    np.add.at(bins, (counted["run"].to_numpy() - 1, counted["bin"].to_numpy()), counted["n"].to_numpy())
+    hist = pl.Series("hist", bins, dtype=pl.Array(pl.Int64, BINS)).cast(pl.List(pl.Int64))
+    return sums.with_columns(hist).lazy()
