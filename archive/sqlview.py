@@ -57,6 +57,7 @@ _TYPES = {
     pl.Date(): "DATE",
     pl.Datetime("us", "UTC"): "TIMESTAMP WITH TIME ZONE",
     pl.List(pl.String()): "VARCHAR[]",
+    pl.List(pl.Int64()): "BIGINT[]",
     pl.Binary(): "BLOB",
 }
 

@@ -35,6 +35,7 @@ _DTYPES: dict[str, pl.DataType] = {
     "DATE": pl.Date(),
     "TIMESTAMP WITH TIME ZONE": pl.Datetime("us", "UTC"),
     "VARCHAR[]": pl.List(pl.String()),
+    "BIGINT[]": pl.List(pl.Int64()),
     "BLOB": pl.Binary(),
 }
 
@@ -100,6 +101,7 @@ class Contract:
             "DATE": pa.date32(),
             "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
             "VARCHAR[]": pa.list_(pa.string()),
+            "BIGINT[]": pa.list_(pa.int64()),
             "BLOB": pa.binary(),
         }
         return pa.schema([pa.field(c.name, types[c.type], nullable=not c.required) for c in self.columns])

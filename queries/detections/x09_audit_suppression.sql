@@ -4,19 +4,19 @@ title = "The audit is switched off or falls silent"
 hypothesis = "Who reads mail unseen first takes care that it is not written down."
 family = "exfiltration"
 severity = "high"
-tables = ["change_events", "context_days", "mailboxes"]
+tables = ["change_events", "context_days", "coverage_hours", "mailboxes"]
 needs = ["context_days"]
 identity = ["tenant_id", "kind", "object_id", "first_day"]
 explanation = "{what}[ {object_name}][ in tenant {tenant_id}] {first_seen:span}[ by {changed_by}].[ {silence}][ {remark}]"
 false_positives = [
   "a licence true-up or a leaver: the same change for many, driven by the personnel office",
   "a change of the audit configuration that was announced",
-  "an outage of one service or of its collector",
+  "an outage of one service or of its collector, or of the one client that a log tells of",
 ]
 blind_spots = [
   "an audit that was never on",
   "silence of a source that few people use, or that is quiet by nature at that hour",
-  "a collector that loses rows but not all of them",
+  "a collector that loses some rows: a log is silent below low_share of its usual rows",
   "tenants whose administrator and directory audit was not ingested",
 ]
 runbook = [
@@ -37,7 +37,10 @@ parameters = [
   { name = "silent_days", default = 3, help = "days after the change without a record of the mailbox, from which it fell silent" },
   { name = "baseline_days", default = 28, help = "days before the window that tell which hours of a source are busy" },
   { name = "min_people", default = 10, help = "accounts that use a source, for its silence to mean anything" },
-  { name = "min_hours", default = 3, help = "silent hours in a row, at least" },
+  { name = "min_hours", default = 3, help = "silent hours in a row, at least, of a protocol that many people use" },
+  { name = "min_rows", default = 100, help = "rows of a log on a day of the tenant, in the median, for its silence to mean anything" },
+  { name = "low_share", default = 0.02, help = "share of the usual rows of the hour up to which a log is silent" },
+  { name = "min_log_hours", default = 6, help = "silent hours in a row, at least, of a log, whoever it tells of" },
   { name = "max_probability", default = 0.000001, help = "how likely the silence may be by chance, from the source's own busy hours" },
 ]
 
@@ -151,8 +154,8 @@ change_findings as (
     where g.kind <> 'audit_licence_lost' or coalesce(t.n_other_after, 0) > 0
 ),
 
--- Hours in which a source that many people use was seen, from the bits of its days.
-source_days as (
+-- Hours in which a protocol that many people use was seen, from the bits of its days; and rows by hour of every log.
+protocol_days as (
     select tenant_id, protocol, date, bit_or(hour_bits) as bits, count(distinct principal_id) as n_people
     from context_days
     where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date)
@@ -160,41 +163,62 @@ source_days as (
     group by tenant_id, protocol, date
 ),
 
-busy_sources as (
-    select tenant_id, protocol, min(date) as first_day, max(date) as last_day
-    from source_days
-    group by tenant_id, protocol
-    having quantile_cont(n_people, 0.5) >= $min_people and count(*) >= 14
+log_hours as (
+    select tenant_id, source, date, extract(hour from hour at time zone 'UTC') as hour, sum(n_rows) as n_rows
+    from coverage_hours
+    where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date)
+        and tenant_id is not null
+    group by all
 ),
 
-hours as (
-    select b.tenant_id, b.protocol, d.date, d.date + to_hours(h.hour) as hour_ts, h.hour, isodow(d.date) >= 6 as is_weekend,
-        coalesce((s.bits >> h.hour) & 1, 0) as is_seen
-    from busy_sources as b
+busy as (
+    select tenant_id, 'protocol' as kind, protocol as subject, min(date) as first_day, max(date) as last_day
+    from protocol_days
+    group by tenant_id, protocol
+    having quantile_cont(n_people, 0.5) >= $min_people and count(*) >= 14
+    union all
+    select tenant_id, 'log' as kind, source as subject, min(date) as first_day, max(date) as last_day
+    from (select tenant_id, source, date, sum(n_rows) as n_rows from log_hours group by tenant_id, source, date) as d
+    group by tenant_id, source
+    having median(n_rows) >= $min_rows and count(*) >= 14
+),
+
+hour_rows as (
+    select b.tenant_id, b.kind, b.subject, d.date + to_hours(h.hour) as hour_ts, h.hour, isodow(d.date) >= 6 as is_weekend,
+        if(b.kind = 'log', coalesce(l.n_rows, 0), coalesce((p.bits >> h.hour) & 1, 0)) as n_rows
+    from busy as b
     inner join (
         select unnest(generate_series(
             cast($window_from as date) - cast($baseline_days as integer), cast($window_to as date), interval 1 day
         ))::date as date
     ) as d on d.date between b.first_day and b.last_day
     cross join (select unnest(range(24)) as hour) as h
-    left join source_days as s on b.tenant_id = s.tenant_id and b.protocol = s.protocol and d.date = s.date
+    left join protocol_days as p
+        on b.kind = 'protocol' and b.tenant_id = p.tenant_id and b.subject = p.protocol and d.date = p.date
+    left join log_hours as l
+        on b.kind = 'log' and b.tenant_id = l.tenant_id and b.subject = l.source and d.date = l.date and h.hour = l.hour
+),
+
+hours as (
+    select *, if(n_rows > $low_share * avg(n_rows) over (partition by tenant_id, kind, subject, hour, is_weekend), 1, 0) as is_seen
+    from hour_rows
 ),
 
 rates as (
     select *,
         (sum(is_seen) over same_hour - is_seen + 0.5) / (count(*) over same_hour) as p_seen,
-        sum(is_seen) over (partition by tenant_id, protocol order by hour_ts) as island
+        sum(is_seen) over (partition by tenant_id, kind, subject order by hour_ts) as island
     from hours
-    window same_hour as (partition by tenant_id, protocol, hour, is_weekend)
+    window same_hour as (partition by tenant_id, kind, subject, hour, is_weekend)
 ),
 
 gaps as (
-    select tenant_id, protocol, island, min(hour_ts) as first_hour, max(hour_ts) as last_hour, count(*) as n_hours,
+    select tenant_id, kind, subject, island, min(hour_ts) as first_hour, max(hour_ts) as last_hour, count(*) as n_hours,
         sum(ln(1 - least(p_seen, 0.999))) as log_p
     from rates
     where is_seen = 0
-    group by tenant_id, protocol, island
-    having count(*) >= $min_hours and sum(ln(1 - least(p_seen, 0.999))) <= ln($max_probability)
+    group by tenant_id, kind, subject, island
+    having count(*) >= if(kind = 'log', $min_log_hours, $min_hours) and sum(ln(1 - least(p_seen, 0.999))) <= ln($max_probability)
 ),
 
 -- The tenant's other sources went on, and the same source of other tenants did: no outage of everything.
@@ -204,23 +228,29 @@ lone_gaps as (
     where g.first_hour at time zone 'UTC' >= $window_from
         and exists (
             select 1 from hours as o
-            where o.tenant_id = g.tenant_id and o.protocol <> g.protocol and o.is_seen = 1
+            where o.tenant_id = g.tenant_id and o.kind = g.kind and o.subject <> g.subject and o.is_seen = 1
                 and o.hour_ts between g.first_hour and g.last_hour
         )
         and not exists (
             select 1 from gaps as o
-            where o.protocol = g.protocol and o.tenant_id <> g.tenant_id and o.first_hour <= g.last_hour and o.last_hour >= g.first_hour
+            where o.subject = g.subject and o.tenant_id <> g.tenant_id and o.first_hour <= g.last_hour and o.last_hour >= g.first_hour
         )
+        -- What is told of a protocol is not told again of the log that holds it.
+        and (g.kind = 'protocol' or not exists (
+            select 1 from gaps as o
+            where o.kind = 'protocol' and o.tenant_id = g.tenant_id and o.first_hour <= g.last_hour and o.last_hour >= g.first_hour
+        ))
 ),
 
 findings as (
     select tenant_id, kind, object_id, first_day, first_seen, last_seen, change_uids, changed_by, principal_ids, source_networks, is_silent,
-        n_other_after, is_vip, n_hours
+        n_other_after, is_vip, n_hours, null as silent_kind
     from change_findings
     union all by name
-    select tenant_id, 'source_silent' as kind, protocol as object_id, cast(first_hour as date) as first_day,
+    select tenant_id, 'source_silent' as kind, subject as object_id, cast(first_hour as date) as first_day,
         first_hour at time zone 'UTC' as first_seen, last_hour at time zone 'UTC' + to_hours(1) as last_seen,
-        cast([] as varchar[]) as change_uids, false as is_silent, cast(0 as bigint) as n_other_after, false as is_vip, n_hours
+        cast([] as varchar[]) as change_uids, false as is_silent, cast(0 as bigint) as n_other_after, false as is_vip, n_hours,
+        kind as silent_kind
     from lone_gaps
 )
 
@@ -247,7 +277,7 @@ select *, false as is_declared, if(kind = 'source_silent', null, nullif(object_i
         when kind in ('audit_bypass', 'audit_off') then 'high'
         when kind in ('mailbox_audit_off', 'audit_plan_off') then if(is_vip, 'high', 'medium')
         when kind in ('audit_licence_lost', 'connector_log_off', 'protection_off') then if(is_vip, 'medium', 'low')
-        when kind = 'source_silent' then 'medium'
+        when kind = 'source_silent' then if(silent_kind = 'protocol', 'medium', 'low')
         else 'low'
     end as severity,
     if(is_silent, 1.0, 0.8) as confidence, if(is_vip, 1.5, 1.0) as impact

@@ -208,8 +208,10 @@ def test_context_days_say_what_duckdb_says(events: list[dict[str, Any]]) -> None
 def test_every_table_is_found_and_comes_after_what_it_reads() -> None:
     names = [table.table for table in derived()]
     assert sorted(names) == [
-        "clock_offsets", "context_days", "edge_days", "first_seen", "journal_hours", "ldap_days", "messages", "sessions",
+        "clock_offsets", "context_days", "coverage_hours", "edge_days", "failure_days", "first_seen", "flow_days", "gaps",
+        "journal_hours", "ldap_days", "messages", "sessions",
     ]  # fmt: skip
+    assert names.index("flow_days") > names.index("messages")
     assert names.index("first_seen") > max(names.index("context_days"), names.index("edge_days"))
     assert {table.table: table.period for table in derived()}["first_seen"] == "month"
     assert all(contract(table.table).kind == "derived" for table in derived())
