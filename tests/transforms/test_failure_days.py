@@ -24,7 +24,7 @@ def failures(*rows: dict[str, Any]) -> pl.DataFrame:
         "client_fp": "00000000000000aa",
     }  # fmt: skip
     given = {"access_events": events("access_events", *(one | row for row in rows))}
-    states = failure_days.build(DAY, given).collect()
+    states = failure_days.build([DAY], given).collect()
     accepted, refused = contract("failure_days").split(states)
     assert refused.is_empty(), refused
     return accepted
@@ -66,7 +66,7 @@ def test_every_event_table_counts_towards_the_hour_of_its_log() -> None:
         "change_events": events("change_events", {"source": "m365_ual", "tenant_id": "t1"}),
         "gateway_jobs": events("gateway_jobs", {"source": "gateway_jobs"}),
     }
-    states = coverage_hours.build(DAY, given).collect()
+    states = coverage_hours.build([DAY], given).collect()
     accepted, refused = contract("coverage_hours").split(states)
     assert refused.is_empty(), refused
     assert accepted.select("source", "tenant_id", "host", "hour", "n_rows").rows() == [

@@ -22,7 +22,7 @@ def built(*rows: dict[str, Any], own: str = "a.example") -> pl.DataFrame:
     full = [one | {"chain_id": f"c{at}"} | row for at, row in enumerate(rows)]
     frame = pl.LazyFrame([{name: row.get(name) for name in schema} for row in full], schema=schema)
     tenants = pl.LazyFrame({"tenant_id": ["t1"], "domain": [f"{own.upper()}; other.example"]})
-    states = flow_days.build(DAY, {"messages": frame, "tenants": tenants}).collect()
+    states = flow_days.build([DAY], {"messages": frame, "tenants": tenants}).collect()
     accepted, refused = contract("flow_days").split(states)
     assert refused.is_empty(), refused
     return accepted

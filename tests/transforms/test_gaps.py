@@ -20,7 +20,7 @@ def built(*rows: dict[str, Any], day: date = DAY) -> pl.DataFrame:
     schema = contract("access_events").polars_schema
     full = [one | row for row in rows]
     data = [{column: row.get(column) for column in schema} | {"date": row["ts"].date()} for row in full]
-    states = gaps.build(day, {"access_events": pl.LazyFrame(data, schema=schema)}).collect()
+    states = gaps.build([day], {"access_events": pl.LazyFrame(data, schema=schema)}).collect()
     accepted, refused = contract("gaps").split(states)
     assert refused.is_empty(), refused
     return accepted

@@ -124,9 +124,9 @@ def tables(world: Mapping[str, list[dict[str, Any]]]) -> dict[str, pl.DataFrame]
 
 def build(name: str, given: Mapping[str, pl.DataFrame], day: date) -> pl.DataFrame:
     """The rows of a day, from the events of the days in reach."""
-    near = BY_NAME[name].read(day)
+    near = BY_NAME[name].read([day])
     lazy = {n: (f.filter(pl.col("date").is_in(near)) if "date" in f.columns else f).lazy() for n, f in given.items()}
-    return BY_NAME[name].build(day, lazy).collect(engine="streaming")
+    return BY_NAME[name].build([day], lazy).collect(engine="streaming")
 
 
 def as_one_day(given: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
@@ -184,9 +184,9 @@ def test_months_of_first_seen_merge_by_days(world: dict[str, Any], random: Any) 
     sources = {name: [build(name, given, day) for day in DAYS] for name in BY_NAME["first_seen"].sources}
     month = BY_NAME["first_seen"].build
     key = list(month.__globals__["KEY"])
-    whole = month(DAY, {name: pl.concat(days).lazy() for name, days in sources.items()}).collect()
+    whole = month([DAY], {name: pl.concat(days).lazy() for name, days in sources.items()}).collect()
     order = random.sample(range(len(DAYS)), len(DAYS))
-    parts = [month(DAY, {name: days[at].lazy() for name, days in sources.items()}).collect() for at in order]
+    parts = [month([DAY], {name: days[at].lazy() for name, days in sources.items()}).collect() for at in order]
     states = pl.concat(parts).group_by(key)
     merged = states.agg(pl.col("n_days", "n_ops").sum(), pl.col("first_ts").min(), pl.col("last_ts").max())
     assert_frame_equal(

@@ -4,12 +4,12 @@ What no row tells of may have happened all the same: before a hunt says that the
 the log was there. Records that are not events (ignored, refused) do not count. A day costs one pass over five columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import polars as pl
 
-from transforms.derived._parts import finish, table
+from transforms.derived._parts import finish, table, within
 
 TABLE = "coverage_hours"
 PERIOD = "day"
@@ -19,18 +19,18 @@ REACH = (0, 0)
 KEY = ("date", "hour", "source", "tenant_id", "host")
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The hours of `day` in which a log has events.
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The hours of `days` in which a log has events.
 
     Args:
-        day: UTC day.
-        tables: SOURCES; events of the day.
+        days: UTC days, one after the other.
+        tables: SOURCES; events of the days.
 
     Returns:
-        coverage_hours of `day`; times UTC.
+        coverage_hours of `days`; times UTC.
     """
     states = (
-        pl.concat([_counted(table(tables, name).filter(pl.col("date") == day)) for name in SOURCES])
+        pl.concat([_counted(table(tables, name).filter(within(days))) for name in SOURCES])
         .group_by(KEY)
         .agg(pl.col("n_rows").sum(), pl.col("first_ts").min(), pl.col("last_ts").max())
     )

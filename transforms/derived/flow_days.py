@@ -7,12 +7,12 @@ Mail that was submitted with authentication, or that left, is kept by user, netw
 Mail that came in is most of all mail and comes from everywhere: it is summed by recipient's domain and fate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import polars as pl
 
-from transforms.derived._parts import count, finish, table
+from transforms.derived._parts import count, finish, table, within
 
 TABLE = "flow_days"
 PERIOD = "day"
@@ -25,17 +25,17 @@ KEY = (
 _OUTWARD = ("outbound", "internal")
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The flows of messages whose last hop began on `day`.
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The flows of messages whose last hop began on `days`.
 
     Args:
-        day: UTC day.
-        tables: SOURCES; messages of the day.
+        days: UTC days, one after the other.
+        tables: SOURCES; messages of the days.
 
     Returns:
-        flow_days of `day`; sizes in octets, times UTC.
+        flow_days of `days`; sizes in octets, times UTC.
     """
-    rows = table(tables, "messages").filter((pl.col("date") == day) & pl.col("counts"))
+    rows = table(tables, "messages").filter(within(days) & pl.col("counts"))
     rows = rows.join(_own_domains(tables), on="rcpt_domain", how="left").with_columns(
         pl.col("sasl_username").str.to_lowercase(),
         pl.col("status").alias("event"),

@@ -9,13 +9,13 @@ login, not its summary. Failures and health probes are left out. Requests of one
 for a timer leaves the short bins out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import numpy as np
 import polars as pl
 
-from transforms.derived._parts import finish, table
+from transforms.derived._parts import finish, table, within
 from transforms.derived.context_days import in_detail
 
 TABLE = "gaps"
@@ -34,17 +34,17 @@ _READ = ("date", "ts", *WHO, "principal_type", "logon_type")
 _BACK_END = "be:"  # of Exchange's POP3 and IMAP: the address is that of the front end
 
 
-def build(day: date, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The gaps of `day`.
+def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The gaps of `days`.
 
     Args:
-        day: UTC day.
-        tables: SOURCES; access_events of the day.
+        days: UTC days, one after the other.
+        tables: SOURCES; access_events of the days.
 
     Returns:
-        gaps of `day`; one row for each identity and network, also with a single use and no gap.
+        gaps of `days`; one row for each identity and network, also with a single use and no gap.
     """
-    told = (pl.col("date") == day) & pl.col("src_net").is_not_null() & (pl.col("outcome") != "failure")
+    told = within(days) & pl.col("src_net").is_not_null() & (pl.col("outcome") != "failure")
     used = (pl.col("action") != "probe") & ~pl.col("op_raw").str.to_lowercase().str.starts_with(_BACK_END).fill_null(
         value=False
     )
