@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import duckdb
 
 WIDE_FROM = 5  # tenants from which on a share of them means something
+RARE_SHARE = 0.02  # of the tenants, to whom a value may be known without being common; one of them always may
 
 # Of the days before `since`, values that the tenant shows are known, whoever used them. `judged` values came when the
 # tenant's log of the protocol was old enough to tell.
@@ -85,8 +86,8 @@ def fresh(
 ) -> pl.DataFrame:
     """Networks or clients that are new to a machine's identity and to its tenant.
 
-    Declared networks are left out, and values that another tenant knew before. What a large share of the tenants shows
-    at once is a change of infrastructure: `is_wide`.
+    Declared networks are left out, and values that more than a few other tenants knew before. What a large share of the
+    tenants shows at once is a change of infrastructure: `is_wide`.
 
     Args:
         con: connection with context_days, change_events and networks.
@@ -101,7 +102,8 @@ def fresh(
         (tenants that show the value as new), is_wide, is_new_actor, has_change (an administrator prepared it).
     """
     found = con.sql(_FRESH.format(column=column), params=dict(days) | {"history": history}).pl()
-    found = found.filter(pl.col("n_before") == 0)
+    rare = pl.max_horizontal(pl.lit(1.0), RARE_SHARE * pl.col("n_tenants"))
+    found = found.filter(pl.col("n_before") <= rare)
     if column == "src_net":
         declared = [net for net in found["value"].unique() if is_declared(con, [net])]
         found = found.filter(~pl.col("value").is_in(declared))

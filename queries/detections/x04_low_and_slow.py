@@ -16,6 +16,7 @@ false_positives = [
   "a product that is rolled out over months: its volume grows from month to month",
 ]
 blind_spots = [
+  "a network that the tenant, or many tenants, used before, as that of a VPN provider",
   "ordinary users: a new network and daily work are their life",
   "what is taken from the usual network with the usual client, at less than lift times the usual volume",
   "fewer than min_items items over min_days days",

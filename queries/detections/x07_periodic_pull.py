@@ -15,6 +15,7 @@ false_positives = [
   "the vendor moves the integration to another network: many tenants show it",
 ]
 blind_spots = [
+  "a network that the tenant, or many tenants, used before, as that of a VPN provider",
   "every legitimate poller keeps time: only networks that are new to identity and tenant are judged",
   "a timer that runs from the network of the real poller: see X01 and T09",
   "fewer than min_gaps calls, or a thief who changes networks between them: see X08",
