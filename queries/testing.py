@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_contracts import contract, names
+from data_contracts import contract, macros, names
 
 if TYPE_CHECKING:
     import duckdb
@@ -76,6 +76,7 @@ def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConne
     for name in names():
         columns = ", ".join(f'"{column.name}" {column.type}' for column in contract(name).columns)
         con.execute(f'create table "{name}" ({columns})')
+    macros.create(con, names())
     for name, rows in given.items():
         con.register("given_rows", pl.DataFrame(rows, schema=contract(name).polars_schema).to_arrow())
         con.execute(f'insert into "{name}" select * from given_rows')
