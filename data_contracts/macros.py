@@ -33,8 +33,8 @@ if(
     # Ranges of the table networks; `is_whole` is false for those that are smaller than src_net.
     "declared_networks()": f"""table
 select kind, owner, network, coalesce(valid_from, timestamptz '-infinity') as valid_from,
-    coalesce(valid_to, timestamptz 'infinity') as valid_to, net_first(network) as first_net, net_last(network) as last_net,
-    net_prefix(network) <= if(contains(network, ':'), 48, 24) as is_whole
+    coalesce(valid_to, timestamptz 'infinity') as valid_to, net_first(network) as first_net,
+    net_last(network) as last_net, net_prefix(network) <= if(contains(network, ':'), 48, 24) as is_whole
 from networks
 where kind in {DECLARED} and net_prefix(network) between 0 and if(contains(network, ':'), 128, 32)
 """,
@@ -71,7 +71,7 @@ _READS = {
 
 
 def create(con: "duckdb.DuckDBPyConnection", tables: Collection[str]) -> None:
-    """Creates the macros in a connection that has these tables, or views of them; those that read others are left out."""
+    """Creates the macros in a connection that has these tables (or views); those that read others are left out."""
     for signature, body in MACROS.items():
         if _READS.get(signature.partition("(")[0], set()) <= set(tables):
             con.execute(f"create or replace macro {signature} as {body}")

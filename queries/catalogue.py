@@ -1,7 +1,7 @@
 """Detections: found in their folder, checked when they are loaded, in sorted order.
 
 A detection is one file: SQL with TOML front matter in a leading ``/*--- ... ---*/`` comment, the whole file being one
-SELECT that can be pasted into DuckDB; or, where statistics are needed, a Python module whose docstring carries the same
+SELECT over the tables and the macros (`data_contracts.macros`); or, where statistics are needed, a Python module whose docstring carries the same
 front matter between two lines ``---`` and that has ``detect(con, params) -> polars.DataFrame``.
 """
 

@@ -50,26 +50,16 @@ where = "outcome = 'success'"
 time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_id", protocol = "protocol", "coalesce(credential_id, principal_id, app_id)" = "entity_id", client_fp = "evidence_clients", src_net = "source_networks" }
 ---*/
-with held as (
-    select lower(credential_id) as credential_id, null as principal_id from credentials
-    union
-    select lower(credential_id) as credential_id, lower(principal_id) as principal_id from bindings
-),
-
-all_use as (
+with all_use as (
     select date, coalesce(tenant_id, '') as tenant_key, protocol, coalesce(credential_id, principal_id, app_id) as entity_id,
         if(credential_id is null, 'principal', 'credential') as entity_kind, credential_id, principal_id, app_id, src_net, src_class,
         client_fp, action, n_ops, items, first_ts, last_ts
-    from context_days
-    where date >= cast($window_from as date) - cast($baseline_days as integer)
-        and date <= cast($window_to as date) and first_ts < $window_to
+    from service_days(
+        cast($window_from as date) - cast($baseline_days as integer), cast($window_to as date)
+    )
+    where first_ts < $window_to
         and outcome = 'success' and action not in ('probe', 'any') and src_net is not null
         and coalesce(credential_id, principal_id, app_id) is not null
-        and (
-            principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select h.credential_id from held as h where h.credential_id is not null)
-            or principal_id in (select h.principal_id from held as h where h.principal_id is not null)
-        )
 ),
 
 -- Networks where the entity is at home: used on at least five days before.

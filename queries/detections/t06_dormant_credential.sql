@@ -54,14 +54,8 @@ time = ["first_seen", "last_seen"]
 follow_sessions = true
 match = { tenant_id = "tenant_id", "coalesce(credential_id, '')" = "evidence_credentials", "coalesce(principal_id, app_id)" = "evidence_principals", src_net = "evidence_networks" }
 ---*/
-with held as (
-    select lower(credential_id) as credential_id, null as principal_id from credentials
-    union
-    select lower(credential_id) as credential_id, lower(principal_id) as principal_id from bindings
-),
-
 -- Months before that of the window are known by their first and last use, the days from then on by their own.
-months as (
+with months as (
     select entity_type as entity_kind, tenant_id, entity_id, first_ts, last_ts, n_days
     from first_seen
     where attr_type = 'any' and entity_type in ('credential', 'principal') and n_days > 0
@@ -72,14 +66,11 @@ months as (
 recent_use as (
     select date, tenant_id, protocol, principal_id, principal_type, credential_id, app_id, src_net, src_asn, client_fp, action,
         n_ops, items, first_ts, last_ts
-    from context_days
-    where date >= date_trunc('month', cast($window_from as date)) and date <= cast($window_to as date) and first_ts < $window_to
+    from service_days(
+        date_trunc('month', cast($window_from as date)), cast($window_to as date)
+    )
+    where first_ts < $window_to
         and outcome = 'success' and action not in ('probe', 'any')
-        and (
-            principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select h.credential_id from held as h where h.credential_id is not null)
-            or principal_id in (select h.principal_id from held as h where h.principal_id is not null)
-        )
 ),
 
 entity_use as (

@@ -46,25 +46,15 @@ where = "outcome = 'success'"
 time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_id", "coalesce(credential_id, principal_id, app_id)" = "entity_id", src_net = "evidence_networks" }
 ---*/
-with held as (
-    select lower(credential_id) as credential_id, null as principal_id from credentials
-    union
-    select lower(credential_id) as credential_id, lower(principal_id) as principal_id from bindings
-),
-
-service_use as (
+with service_use as (
     select date, tenant_id, coalesce(credential_id, principal_id, app_id) as entity_id,
         if(credential_id is null, 'principal', 'credential') as entity_kind, src_net, src_asn, src_class, client_fp, hour_bits, first_ts
-    from context_days
-    where date >= cast($window_from as date) - cast($baseline_days as integer)
-        and date <= cast($window_to as date) and first_ts < $window_to
+    from service_days(
+        cast($window_from as date) - cast($baseline_days as integer), cast($window_to as date)
+    )
+    where first_ts < $window_to
         and outcome = 'success' and action <> 'probe' and src_net is not null
         and coalesce(credential_id, principal_id, app_id) is not null
-        and (
-            principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select h.credential_id from held as h where h.credential_id is not null)
-            or principal_id in (select h.principal_id from held as h where h.principal_id is not null)
-        )
 ),
 
 net_days as (
@@ -75,17 +65,8 @@ net_days as (
     group by entity_kind, tenant_id, entity_id, date, src_net
 ),
 
-range_parts as (
-    select kind, contains(network, ':') as is_ipv6,
-        coalesce(try_cast(nullif(split_part(network, '/', 2), '') as integer), 128) as prefix,
-        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
-    from networks
-    where kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
-),
-
-net_parts as (
-    select src_net, contains(src_net, ':') as is_ipv6, max(src_class) as src_class,
-        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts
+nets as (
+    select src_net, max(src_class) as src_class
     from net_days
     where n_nets between 2 and $max_networks
     group by src_net
@@ -94,19 +75,12 @@ net_parts as (
 -- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
 declared_nets as (
     select n.src_net, max(r.kind) as kind
-    from net_parts as n
-    inner join range_parts as r
-        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
-        and if(
-            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
-            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
-        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
-            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
-            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
-        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
+    from nets as n
+    inner join declared_networks() as r
+        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
     group by n.src_net
     union
-    select src_net, src_class as kind from net_parts where src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft', 'private')
+    select src_net, src_class as kind from nets where src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft', 'private')
 ),
 
 -- Networks of one entity that share an hour, or hours that touch, on one day.

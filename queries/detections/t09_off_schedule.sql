@@ -49,26 +49,16 @@ where = "outcome = 'success'"
 time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_id", "coalesce(credential_id, principal_id, app_id)" = "entity_id", "date_trunc('hour', ts)" = "odd_hours", src_net = "evidence_networks" }
 ---*/
-with held as (
-    select lower(credential_id) as credential_id, null as principal_id from credentials
-    union
-    select lower(credential_id) as credential_id, lower(principal_id) as principal_id from bindings
-),
-
-service_use as (
+with service_use as (
     select date, coalesce(tenant_id, '') as tenant_key, coalesce(credential_id, principal_id, app_id) as entity_id,
         if(credential_id is null, 'principal', 'credential') as entity_kind, credential_id, principal_id, app_id, protocol, src_net,
         src_class, client_fp, action, n_ops, items, hour_bits
-    from context_days
-    where date >= cast($window_from as date) - 7 * cast($baseline_weeks as integer)
-        and date <= cast($window_to as date) and first_ts < $window_to
+    from service_days(
+        cast($window_from as date) - 7 * cast($baseline_weeks as integer), cast($window_to as date)
+    )
+    where first_ts < $window_to
         and outcome = 'success' and action not in ('probe', 'any')
         and coalesce(credential_id, principal_id, app_id) is not null
-        and (
-            principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select h.credential_id from held as h where h.credential_id is not null)
-            or principal_id in (select h.principal_id from held as h where h.principal_id is not null)
-        )
 ),
 
 day_bits as (
