@@ -72,7 +72,27 @@ def show_cases(answer: dict[str, Any]) -> None:
     console.print(Text(f"Ran {' '.join(answer['detections_run']) or 'nothing'}.", style="dim"))
     for skipped in answer["detections_skipped"]:
         console.print(Text(f"Skipped {skipped['id']}: {plain(skipped['reason'])}", style="yellow"))
+    for line in nobody_lines(answer):
+        console.print(Text(line, style="yellow"))
     _show_limits(answer["limits"])
+
+
+def nobody_lines(answer: "Mapping[str, Any]") -> list[str]:
+    """One line for all detections that ran, but as a whole or in a part could judge nobody; none where none did."""
+    held = answer["detections_without_subjects"]
+    parts: dict[str, list[str]] = {}
+    for one in held:
+        parts.setdefault(one["id"], []).extend([one["part"]] if one["part"] else [])
+    named = ", ".join(f"{name} ({', '.join(told)})" if told else name for name, told in parts.items())
+    return [plain(f"Judged nobody: {named}; -t md says why.")] if held else []
+
+
+def nobody_said(answer: "Mapping[str, Any]") -> list[str]:
+    """The same in full, a sentence for each; values as they are."""
+    return [
+        f"{one['id']} judged nobody{' for ' + one['part'] if one['part'] else ''}: {one['reason']}"
+        for one in answer["detections_without_subjects"]
+    ]
 
 
 def _show_case(case: dict[str, Any]) -> None:
@@ -220,6 +240,7 @@ def page(answer: dict[str, Any]) -> str:
         lines += [f"## {title}", "", *(f"- {md(line)}" for line in found), ""] if found else []
     lines += ["## What these logs cannot say", "", *(f"- {md(limit)}" for limit in answer["limits"])]
     lines += [f"- {s['id']} did not run: {md(s['reason'])}" for s in answer["detections_skipped"]]
+    lines += [f"- {md(line)}" for line in nobody_said(answer)]
     return "\n".join([*lines, "", f"Ran {md(' '.join(answer['detections_run']) or 'nothing')}."]) + "\n"
 
 

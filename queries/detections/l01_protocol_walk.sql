@@ -41,6 +41,10 @@ parameters = [
   { name = "max_change_rate", default = 0.05, help = "new networks a day above which a sign-in with its own interface from a new one is ordinary" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from tenant_days group by tenant_id having count(*) > $min_active_days)"
+reason = "no tenant has more than $min_active_days days with service accounts: no source can be new to it"
+
 [evidence]
 table = "access_events"
 where = ""

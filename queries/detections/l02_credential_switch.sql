@@ -42,6 +42,10 @@ parameters = [
   { name = "wide_share", default = 0.3, help = "share of all tenants at the source from which it looks like a change of infrastructure" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from actor_totals where n_all >= $min_active_days)"
+reason = "no service account has $min_active_days active days with a client address before the window"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"

@@ -44,6 +44,10 @@ parameters = [
   { name = "follow_hours", default = 72, help = "hours after the last try in which a success counts" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from refused)"
+reason = "no refused sign-in of the logs names both an account and an address"
+
 [evidence]
 table = "access_events"
 where = ""

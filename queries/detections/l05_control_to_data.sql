@@ -5,7 +5,7 @@ hypothesis = "Who adds a key, a permission or a role to get at mail uses it soon
 family = "lateral_movement"
 severity = "high"
 tables = ["change_events", "context_days", "edge_days", "first_seen", "credentials", "bindings", "mailboxes", "tenants"]
-needs = ["context_days"]
+needs = []
 identity = ["tenant_id", "kind", "beneficiary", "changed_day"]
 explanation = "{beneficiary:Name} got {granted} on {changed_at}[ from {changed_by}] and used it to read mail, {hours:count hour} later at first: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ in {n_mailboxes:some mailbox/mailboxes}][ from {source_networks:nets}].[ {remark}]"
 false_positives = [
@@ -46,8 +46,16 @@ parameters = [
 ]
 
 [[requires]]
-sql = "select exists (select 1 from change_events)"
-reason = "no directory or administrator audit was ingested: no change of keys, consents, roles or permissions is known"
+sql = "select exists (select 1 from change_events where date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date))"
+reason = "no directory or administrator audit of the window or the $slow_days days before was ingested: no change of keys, consents, roles or permissions is known"
+
+[[branches]]
+name = "keys and permissions of applications"
+needs = ["context_days"]
+
+[[branches]]
+name = "roles and mailboxes given to accounts"
+needs = ["edge_days"]
 
 [evidence]
 table = "access_events"

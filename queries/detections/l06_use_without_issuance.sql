@@ -46,6 +46,15 @@ parameters = [
 sql = "select exists (select 1 from context_days where protocol = 'oauth' and outcome = 'success')"
 reason = "no sign-ins were ingested: nothing tells for which use a token was issued"
 
+[[subjects]]
+sql = "select exists (select 1 from classes)"
+reason = "nowhere are the sign-ins complete: of each tenant there are fewer than $min_account_days account-days of reading before the window, or too many of them without a sign-in"
+
+[[subjects]]
+part = "days of the window"
+sql = "select not exists (select 1 from reading_days semi join classes using (tenant_key, is_service) where date >= cast($window_from as date) and n_unmatched > greatest(1, $max_share * n_accounts))"
+reason = "on some days of the window too many accounts (above a share of $max_share) read without a sign-in: the sign-ins have a gap, and these days say nothing"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success' and protocol <> 'oauth'"

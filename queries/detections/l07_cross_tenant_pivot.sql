@@ -44,6 +44,10 @@ parameters = [
 sql = "select count(distinct tenant_id) > 1 from first_seen where entity_type = 'tenant'"
 reason = "the archive holds one tenant: there is no other that an identity could come from"
 
+[[subjects]]
+sql = "select exists (select 1 from tenant_starts where first_ts < $window_from)"
+reason = "the logs of every tenant begin in the window: nobody can be new to a tenant"
+
 [evidence]
 table = "access_events"
 where = ""

@@ -41,6 +41,10 @@ parameters = [
 sql = "select exists(select 1 from edge_days where access_kind is not null) or exists(select 1 from access_events where access_kind is not null)"
 reason = "no log tells synchronised folders from single items (MailItemsAccessed does)"
 
+[[subjects]]
+sql = "select exists (select 1 from log_begins where protocol in ('exchange', 'ews', 'graph', 'mapi', 'owa', 'eas') and began_at + to_days(cast($min_history_days as integer)) < $window_to)"
+reason = "no tenant's mailbox log goes back more than $min_history_days days: every synchronisation looks new"
+
 [evidence]
 table = "access_events"
 where = "access_kind = 'sync' and outcome <> 'failure'"

@@ -45,6 +45,10 @@ parameters = [
 sql = "select exists(select 1 from mailboxes where vip)"
 reason = "no mailbox is marked as of special interest (column vip of the table mailboxes)"
 
+[[subjects]]
+sql = "select exists (select 1 from edge_days where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date) and coalesce(logon_type, '') <> 'owner' group by tenant_id, actor_id having date_diff('day', min(date), cast($window_to as date)) > $min_history_days)"
+reason = "nobody who opens mailboxes of others has been in the logs for more than $min_history_days days"
+
 [evidence]
 table = "access_events"
 where = "mailbox_id is not null and outcome <> 'failure' and coalesce(logon_type, '') <> 'owner'"

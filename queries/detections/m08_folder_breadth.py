@@ -45,6 +45,10 @@ parameters = [
 sql = "select exists(select 1 from access_events where folders is not null)"
 reason = "no log names the folders of the items that were read"
 
+[[subjects]]
+sql = "select exists (select 1 from access_events where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date) and len(folders) > 0 and coalesce(logon_type, '') <> 'owner' group by tenant_id, coalesce(principal_id, app_id) having count(distinct date) > $min_active_days)"
+reason = "no application or administrator has more than $min_active_days days whose log names folders"
+
 [evidence]
 table = "access_events"
 where = "mailbox_id is not null and outcome <> 'failure' and coalesce(logon_type, '') <> 'owner'"

@@ -39,6 +39,14 @@ parameters = [
   { name = "min_surprise", default = 1.5, help = "-log10 of the entity's own daily probability of a new source; lowered to what a short history can reach" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from source_days)"
+reason = "no service credential or account shows a client address"
+
+[[subjects]]
+sql = "select exists (select 1 from source_days group by entity_kind, entity_tenant, entity_id having count(distinct date) > $min_active_days)"
+reason = "no service credential or account has more than $min_active_days active days: nothing can be new to it"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"

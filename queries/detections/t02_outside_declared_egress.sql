@@ -45,6 +45,10 @@ reason = "no egress is declared: networks has no vendor_egress, and contexts nam
 sql = "select exists (select 1 from credentials) or exists (select 1 from bindings) or exists (select 1 from contexts)"
 reason = "the reference tables credentials, bindings and contexts name no credential"
 
+[[subjects]]
+sql = "select exists (select 1 from judged_use)"
+reason = "nobody whose networks are declared was seen with a client address in the window"
+
 [evidence]
 table = "access_events"
 where = "outcome in ('success', 'failure')"

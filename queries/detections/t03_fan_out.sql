@@ -43,6 +43,10 @@ parameters = [
 sql = "select count(distinct tenant_id) >= 2 from context_days"
 reason = "fewer than two tenants are told apart in context_days"
 
+[[subjects]]
+sql = "select count(*) >= $min_tenants from (select tenant_id from tenant_days group by tenant_id having count(*) > $min_active_days) as t"
+reason = "fewer than $min_tenants tenants have more than $min_active_days days with service accounts: nothing can be new to several"
+
 [evidence]
 table = "access_events"
 where = ""

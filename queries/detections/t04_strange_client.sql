@@ -5,7 +5,7 @@ hypothesis = "Who works from inside the expected network still brings other tool
 family = "tenant_connection"
 severity = "medium"
 tables = ["context_days", "credentials", "bindings", "networks"]
-needs = ["context_days"]
+needs = []
 identity = ["class", "entity_kind", "tenant_id", "entity_id", "protocol", "value", "first_day"]
 explanation = "{entity_id:Name} {what}[ at tenant {tenant_id}], from {source_networks:nets} where it is at home: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}]. {normal}[ {remark}]"
 false_positives = [
@@ -43,6 +43,24 @@ parameters = [
   { name = "min_divergence", default = 0.3, help = "Jensen-Shannon divergence (base 2) of a day's actions from the usual ones that is told; at least half as much again as on any day before" },
   { name = "min_ops", default = 20, help = "operations that a day must have for its actions to be compared" },
 ]
+
+[[branches]]
+name = "new clients"
+needs = ["context_days"]
+
+[[branches]]
+name = "unusual work"
+needs = ["context_days"]
+
+[[subjects]]
+part = "new clients"
+sql = "select exists (select 1 from active_days group by entity_kind, tenant_key, entity_id, protocol having count(*) > $min_active_days)"
+reason = "no service credential or account shows its client on more than $min_active_days days"
+
+[[subjects]]
+part = "unusual work"
+sql = "select exists (select 1 from usual_divergences)"
+reason = "no service credential or account has $min_active_days days of $min_ops operations before the window"
 
 [evidence]
 table = "access_events"

@@ -46,6 +46,10 @@ parameters = [
 sql = "select exists (select 1 from context_days where app_id is not null)"
 reason = "no row of context_days names an application"
 
+[[subjects]]
+sql = "select exists (select 1 from entity_days group by level, tenant_id, entity_id having count(*) > $min_active_days)"
+reason = "no tenant, account or application has more than $min_active_days days on which the logs name applications"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"

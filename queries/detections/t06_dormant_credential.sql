@@ -47,6 +47,10 @@ reason = "first_seen has no months of use"
 sql = "select date_diff('day', min(first_ts), max(last_ts)) > 40 from first_seen where attr_type = 'any'"
 reason = "the archive spans fewer than 40 days: no silence can be told from its beginning"
 
+[[subjects]]
+sql = "select exists (select 1 from spells where first_ts < $window_to - to_days(cast($silent_days as integer)) group by entity_kind, tenant_id, entity_id having sum(n_days) >= $min_active_days)"
+reason = "no identity was used on $min_active_days days, $silent_days days before the end: no silence can be told"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"

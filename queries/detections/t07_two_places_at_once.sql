@@ -40,6 +40,10 @@ parameters = [
   { name = "min_surprise", default = 1.3, help = "-log10 of the credential's own daily probability of a new pair; lowered to what a short history can reach" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from net_days group by entity_kind, tenant_id, entity_id having count(distinct date) > $min_active_days)"
+reason = "no service credential or account has more than $min_active_days active days with a client address"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"

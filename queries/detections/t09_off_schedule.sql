@@ -43,6 +43,10 @@ parameters = [
 sql = "select date_diff('day', min(date), max(date)) >= 35 from context_days"
 reason = "context_days spans fewer than 35 days: a timetable needs at least four weeks before the window"
 
+[[subjects]]
+sql = "select exists (select 1 from timetables)"
+reason = "no service credential or account was used in $min_weeks weeks before the window and keeps to a timetable"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"

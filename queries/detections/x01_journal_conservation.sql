@@ -44,6 +44,24 @@ parameters = [
   { name = "steady_hours", default = 12, help = "hours a day (median) in which a mailbox that is not declared as journal must be read to count as polled by a machine" },
 ]
 
+[[branches]]
+name = "new readers"
+needs = ["journal_hours"]
+
+[[branches]]
+name = "balance"
+needs = ["journal_hours"]
+
+[[subjects]]
+part = "new readers"
+sql = "select exists (select 1 from mailbox_days inner join mailbox_kinds using (mailbox_id) group by mailbox_id having count(distinct date) > $min_active_days)"
+reason = "no journal mailbox was read on more than $min_active_days days"
+
+[[subjects]]
+part = "balance"
+sql = "select exists (select 1 from normals where date >= cast($window_from as date) and greatest(n_ledger_days, n_dele_days) >= $min_ledger_days)"
+reason = "no journal mailbox has $min_ledger_days days whose deliveries or deletions are logged"
+
 [evidence]
 table = "access_events"
 where = "protocol = 'pop3'"

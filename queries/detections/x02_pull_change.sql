@@ -43,6 +43,10 @@ parameters = [
   { name = "min_bytes", default = 50000000, help = "bytes from which volume alone counts" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from days)"
+reason = "no POP3 or IMAP session names a mailbox and a client address"
+
 [evidence]
 table = "access_events"
 where = "outcome <> 'failure'"

@@ -42,6 +42,10 @@ parameters = [
   { name = "wide_share", default = 0.3, help = "share of all tenants from which it looks like a change of infrastructure" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from judged where last_ts >= $window_from and n_history >= $min_active_days)"
+reason = "nobody seen in the window, from an undeclared network, has $min_active_days active days before"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"

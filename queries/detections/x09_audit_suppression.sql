@@ -5,7 +5,7 @@ hypothesis = "Who reads mail unseen first takes care that it is not written down
 family = "exfiltration"
 severity = "high"
 tables = ["change_events", "context_days", "mailboxes"]
-needs = ["context_days"]
+needs = []
 identity = ["tenant_id", "kind", "object_id", "first_day"]
 explanation = "{what}[ {object_name}][ in tenant {tenant_id}] {first_seen:span}[ by {changed_by}].[ {silence}][ {remark}]"
 false_positives = [
@@ -40,6 +40,19 @@ parameters = [
   { name = "min_hours", default = 3, help = "silent hours in a row, at least" },
   { name = "max_probability", default = 0.000001, help = "how likely the silence may be by chance, from the source's own busy hours" },
 ]
+
+[[branches]]
+name = "audit that is switched off"
+needs = ["change_events"]
+
+[[branches]]
+name = "sources that fall silent"
+needs = ["context_days"]
+
+[[subjects]]
+part = "sources that fall silent"
+sql = "select exists (select 1 from busy_sources)"
+reason = "no source of a tenant has 14 days and usually $min_people people: silence says nothing"
 
 [evidence]
 table = "change_events"
