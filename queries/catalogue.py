@@ -105,7 +105,11 @@ class Subjects:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One detection as its file states it."""
+    """One detection as its file states it.
+
+    `explanation`, `step` and `why` are templates that a finding's facts fill (`queries.text.fill`): all about it, and
+    one sentence each for a case's paragraph: what happened, and which habit it breaks.
+    """
 
     id: str
     stem: str
@@ -129,6 +133,8 @@ class Detection:
     subjects: tuple[Subjects, ...] = ()
     sql: str | None = None
     detect: Detect | None = None
+    step: str = ""
+    why: str = ""
 
     @property
     def ctes(self) -> str:
@@ -256,6 +262,8 @@ def _detection(path: Path, values: dict[str, Any], sql: str | None) -> Detection
         identity=check.texts("identity"),
         evidence=evidence,
         sql=sql,
+        step=check.text("step") if "step" in values else "",
+        why=check.text("why") if "why" in values else "",
     )
     check.finish(detection)
     if sql is not None:
@@ -271,7 +279,7 @@ _PARAMETER = {"name": str, "default": (int, float, str, bool), "help": str}
 _KNOWN = {
     "id", "title", "hypothesis", "family", "severity", "attack", "tables", "needs", "requires", "parameters",
     "false_positives", "blind_spots", "runbook", "explanation", "identity", "evidence", "branches",
-    "subjects",
+    "subjects", "step", "why",
 }  # fmt: skip
 
 

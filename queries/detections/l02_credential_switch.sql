@@ -8,6 +8,8 @@ tables = ["context_days", "credentials", "bindings", "networks"]
 needs = ["context_days"]
 identity = ["source", "first_day"]
 explanation = "From {source_networks:nets} accounts that had never met were used one after the other: {path:list}, {first_seen:span}[ at {tenant_ids:tenants}], {n_ops:ops}[ on {n_items:some item}]. Score {score}.[ {remark}]"
+step = "{first_seen:Days}, accounts that had never met were used one after the other from {source_networks:nets}: {path:list}."
+why = "Before, these accounts had never shared a source."
 false_positives = [
   "a jump host or an administrator's workstation that is new",
   "a job scheduler that gets further accounts",

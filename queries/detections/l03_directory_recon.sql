@@ -8,6 +8,8 @@ tables = ["ldap_days", "context_days", "edge_days", "first_seen"]
 needs = []
 identity = ["tenant_id", "principal_id", "kind", "first_day"]
 explanation = "{principal_id:Name} searched the directory[ of tenant {tenant_id}] as it never had {first_seen:span}[ from {source_networks:nets}]: {n_searches:count search/searches}[, {n_entries:some entry/entries} returned][, {filter}].[ {reasons}][ {follow}]"
+step = "{first_seen:Days}, {principal_id:name} searched the directory as it never had[, with {n_entries:some entry/entries} returned].[ {follow}]"
+why = "[{reasons}]"
 false_positives = [
   "the directory synchronisation gets a new filter: its configuration changed on that day, and the old filter stops",
   "a new product that reads the directory, or an inventory by the administrators",

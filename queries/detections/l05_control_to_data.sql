@@ -8,6 +8,8 @@ tables = ["change_events", "context_days", "edge_days", "first_seen", "credentia
 needs = []
 identity = ["tenant_id", "kind", "beneficiary", "changed_day"]
 explanation = "{beneficiary:Name} got {granted} on {changed_at}[ from {changed_by}] and used it to read mail, {hours:count hour} later at first: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ in {n_mailboxes:some mailbox/mailboxes}][ from {source_networks:nets}].[ {remark}]"
+step = "On {changed_at}, {beneficiary:name} got {granted}[ from {changed_by}], and used it to read mail {hours:count hour} later."
+why = "[{remark}]"
 false_positives = [
   "a new integration whose owner forgot to announce it: look for the change record and the vendor's onboarding",
   "a planned rotation that also moves the integration to other servers",

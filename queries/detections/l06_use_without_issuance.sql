@@ -8,6 +8,8 @@ tables = ["context_days", "tenants"]
 needs = ["context_days"]
 identity = ["tenant_id", "entity_id", "first_day"]
 explanation = "{entity_id:Name} read mail[ in tenant {tenant_id}] {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ from {source_networks:nets}], but no sign-in of it was logged from {token_hours} hours before on. {normal}[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} read mail without any sign-in in the {token_hours} hours before."
+why = "{normal}"
 false_positives = [
   "one category of sign-ins (non-interactive, service principal) was not exported for some days",
   "an export of the portal, which groups sign-ins, or which holds only the latest",

@@ -10,6 +10,8 @@ tables = ["edge_days", "context_days", "mailboxes", "tenants", "networks"]
 needs = ["edge_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
 explanation = "{actor_id:Name} opened {n_mailboxes:count mailbox/mailboxes} of others[ in tenant {tenant_id}], {n_new} of them for the first time, on {n_days:count day} {first_seen:span}[ from {source_networks:nets}]: {n_ops:ops}[ on {n_items:some item}][, {n_bytes:size}]. {normal}"
+step = "{first_seen:Days}, {actor_id:name} opened {n_mailboxes:count mailbox/mailboxes} of others, {n_new} for the first time, on {n_days:count day}."
+why = "{normal}"
 false_positives = [
   "a new member of a help desk, or an assistant whose duties grow",
   "a product that is rolled out mailbox by mailbox",

@@ -10,6 +10,8 @@ tables = ["edge_days", "context_days", "first_seen", "mailboxes", "tenants", "ne
 needs = []
 identity = ["tenant_id", "actor_id", "kind", "first_day"]
 explanation = "{actor_id:Name} read {n_mailboxes:count mailbox/mailboxes}[ in tenant {tenant_id}] {what}, {first_seen:span}[ from {source_networks:nets}]: {n_ops:ops}[ on {n_items:some item}]. {normal}[ The audit of the mailbox may be blind from {blind_from} to {blind_to}.]"
+step = "{first_seen:Days}, {actor_id:name} read {n_mailboxes:count mailbox/mailboxes} {what}."
+why = "{normal}"
 false_positives = [
   "a search index, an archive or a migration that reads a mailbox for the first time",
   "a mail client that builds its store anew",

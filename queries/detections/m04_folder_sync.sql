@@ -8,6 +8,8 @@ tables = ["edge_days", "context_days", "first_seen", "mailboxes", "tenants"]
 needs = ["context_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
 explanation = "{actor_id:Name} synchronised [{n_folders:some folder} of ]{n_mailboxes:count mailbox/mailboxes}[ in tenant {tenant_id}] {first_seen:span}[ from {source_networks:nets}]: {n_ops:ops}. {normal} All items of a synchronised folder count as taken.[ {remark}]"
+step = "{first_seen:Days}, {actor_id:name} synchronised [{n_folders:some folder} of ]{n_mailboxes:count mailbox/mailboxes}, whose items all count as taken."
+why = "{normal}"
 false_positives = [
   "a new deputy whose mail client keeps a copy, where the log of the grant is missing",
   "a new computer that is set up on a journey",

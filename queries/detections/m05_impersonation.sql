@@ -8,6 +8,8 @@ tables = ["edge_days", "context_days", "bindings", "mailboxes", "tenants"]
 needs = []
 identity = ["tenant_id", "kind", "actor_key", "first_day"]
 explanation = "[{actor_id:Name}][{stranger}] {what} {first_seen:span}[ from {source_networks:nets}][ in tenant {tenant_id}]: {n_ops:count operation}[ on {n_items:some item}][ in {n_mailboxes:some mailbox/mailboxes}]. {normal}[ {remark}]"
+step = "{first_seen:Days}, [{actor_id:name}][{stranger}] {what}[, {n_mailboxes:some mailbox/mailboxes} in all]."
+why = "{normal}"
 false_positives = [
   "an assistant, a help desk or a new deputy who was given several mailboxes, where the log of that grant is missing",
   "a product that begins its work under an account of its own",

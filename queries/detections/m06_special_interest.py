@@ -10,6 +10,8 @@ tables = ["edge_days", "context_days", "mailboxes", "tenants", "networks"]
 needs = ["edge_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
 explanation = "{n_vip} of the {n_known:count mailbox/mailboxes} that {actor_id:name} {what}[ in tenant {tenant_id}] {first_seen:span}[ from {source_networks:nets}] are of special interest, as are {n_all_vip} of all {n_all}: by chance that happens once in {once:count choice}. {normal}"
+step = "{first_seen:Days}, {n_vip} of the {n_known:count mailbox/mailboxes} that {actor_id:name} {what} were of special interest."
+why = "By chance that happens once in {once:count choice}."
 false_positives = [
   "a new assistant of several directors, where the log of the grant is missing",
   "a help desk for directors, or a product that is bought for them alone",

@@ -10,6 +10,8 @@ tables = ["edge_days", "context_days", "mailboxes", "tenants", "networks"]
 needs = ["edge_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
 explanation = "{actor_id:Name} opened {n_mailboxes:count mailbox/mailboxes} of others[ in tenant {tenant_id}] {first_seen:span}[ from {source_networks:nets}] {how}. {normal}"
+step = "{first_seen:Days}, {actor_id:name} opened {n_mailboxes:count mailbox/mailboxes} of others {how}."
+why = "{normal}"
 false_positives = [
   "a backup, archive or migration that begins its work, or is extended to further mailboxes",
   "an administrator's script that runs over a list of mailboxes",

@@ -8,6 +8,8 @@ tables = ["context_days", "credentials", "bindings", "contexts", "networks", "te
 needs = ["context_days"]
 identity = ["entity_kind", "entity_tenant", "entity_id", "source", "place"]
 explanation = "{entity_id:Name} was used from {source_networks:nets}, outside the networks declared for it: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ at {tenant_ids:tenants}][, {n_refused:some refused attempt} besides]. {list_state}[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} was used from {source_networks:nets}, outside the networks declared for it."
+why = "{list_state}"
 false_positives = [
   "the list of declared networks is out of date: compare its newest entry with the vendor's published ranges",
   "the address of a Microsoft server instead of the client's in audit records (reported as info where Microsoft's networks are declared)",

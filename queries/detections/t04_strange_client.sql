@@ -8,6 +8,8 @@ tables = ["context_days", "credentials", "bindings", "networks"]
 needs = []
 identity = ["class", "entity_kind", "tenant_id", "entity_id", "protocol", "value", "first_day"]
 explanation = "{entity_id:Name} {what}[ at tenant {tenant_id}], from {source_networks:nets} where it is at home: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}]. {normal}[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} {what}, from where it is at home."
+why = "{normal}"
 false_positives = [
   "a new release of the vendor's client that has reached only few tenants yet, or comes on the last days of the window",
   "a support engineer who works with another tool",

@@ -8,6 +8,8 @@ tables = ["change_events", "context_days", "edge_days", "first_seen", "credentia
 needs = ["context_days"]
 identity = ["level", "tenant_id", "entity_id", "value", "first_day"]
 explanation = "{app_id:Name} {what}[ as {principal_ids:names}] at tenant {tenant_id}: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][, {n_mailboxes:some mailbox/mailboxes} of others]. {normal}[ {remark}]"
+step = "{first_seen:Days}, {app_id:name} {what}[ as {principal_ids:names}]."
+why = "{normal}"
 false_positives = [
   "a newly approved application: look for the consent and who gave it",
   "a vendor's release that changes the interface for all customers within days",

@@ -8,6 +8,8 @@ tables = ["first_seen", "context_days", "credentials", "bindings"]
 needs = ["context_days"]
 identity = ["entity_kind", "tenant_id", "entity_id", "first_day"]
 explanation = "{entity_id:Name} was used again[ at tenant {tenant_id}] after {silent_days:count day} of silence[, from {strange_networks:nets}]: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}]. Before, it was used on {n_active_days:count day}, with no silence above {longest_days:count day}.[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} was used again after {silent_days:count day} of silence."
+why = "Before, it was used on {n_active_days:count day}, with no silence above {longest_days:count day}."
 false_positives = [
   "a yearly job, or a disaster-recovery test",
   "a legal hold or a migration for which an old account is used once more",

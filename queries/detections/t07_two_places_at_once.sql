@@ -8,6 +8,8 @@ tables = ["context_days", "credentials", "bindings", "networks"]
 needs = ["context_days"]
 identity = ["entity_kind", "tenant_id", "entity_id", "strange_net", "first_day"]
 explanation = "{entity_id:Name} was used[ at tenant {tenant_id}] from {source_networks:nets} and, within {within_minutes:count minute} before and after, from {usual_networks:list}: {n_returns:count time} {first_seen:span}, {n_ops:ops}. On {n_active_days:count active day} before, these networks had never been used by turns.[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} was used from {source_networks:nets} and from {usual_networks:list} by turns, {n_returns:count time}."
+why = "On {n_active_days:count active day} before, these networks had never been used by turns."
 false_positives = [
   "a second connector or a load balancer goes into service: it goes on for good, with the same client",
   "a proxy or an office network that sends some requests another way",

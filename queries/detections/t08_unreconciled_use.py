@@ -10,6 +10,8 @@ tables = ["gateway_jobs", "context_days", "sessions", "credentials", "bindings",
 needs = ["gateway_jobs"]
 identity = ["tenant_id", "service", "entity_id", "source_net"]
 explanation = "{entity_id:Name} was used[ at tenant {tenant_id}] {n_unmatched:count time} from {source_networks:nets} without a job of the gateway ({service}): {first_seen:span}[, on {n_items:some item}]. {normal}[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} was used {n_unmatched:count time} without a job of the gateway ({service})."
+why = "{normal}"
 false_positives = [
   "a segment of the gateway's job log that is missing and too small to show as a hole",
   "a manual support session of the vendor, which should have a ticket",

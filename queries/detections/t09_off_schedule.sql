@@ -8,6 +8,8 @@ tables = ["context_days", "credentials", "bindings", "networks"]
 needs = ["context_days"]
 identity = ["entity_kind", "tenant_id", "entity_id", "first_day"]
 explanation = "{entity_id:Name} was used[ at tenant {tenant_id}] on {n_off_days:count day} in hours in which it had not been used in {n_weeks:count week} before ({hours:list}, UTC)[, {strange_source}]: {first_seen:span}. Usually it is used in {n_usual_hours:count hour} of the 168 of a week."
+step = "{first_seen:Days}, {entity_id:name} was used on {n_off_days:count day} in hours that it had not kept in {n_weeks:count week} before."
+why = "Usually it is used in {n_usual_hours:count hour} of the 168 of a week."
 false_positives = [
   "a job that its owner runs more often, or at other times besides the old ones",
   "a backlog after an outage, where the missed hours lie more than a day back",

@@ -8,6 +8,8 @@ tables = ["sessions", "first_seen", "context_days", "mailboxes", "networks"]
 needs = ["sessions"]
 identity = ["tenant_id", "protocol", "mailbox_id", "source"]
 explanation = "Mailbox {mailbox_id} was pulled over {protocols:protocols} from {source_networks:nets}, which is new to it: {first_seen:span}, {n_sessions:count session}[, {n_retrieved:some message} retrieved][, {n_top:some head} read][, {n_bytes:size}][, {n_deleted:some message} deleted]. {finding}[ {remark}]"
+step = "{first_seen:Days}, mailbox {mailbox_id} was pulled over {protocols:protocols} from {source_networks:nets}[, {n_retrieved:some message} in all]."
+why = "{finding}"
 false_positives = [
   "the owner sets up a telephone or a second computer: one or two sessions, and the owner signs in from there otherwise too",
   "a migration by a known tool: its source should be declared as a network",

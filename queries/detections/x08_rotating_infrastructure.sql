@@ -8,6 +8,8 @@ tables = ["context_days", "networks"]
 needs = ["context_days"]
 identity = ["entity_kind", "entity_tenant", "entity_id", "first_day"]
 explanation = "{entity_id:Name} was used from {n_nets:count network} on one day[ in {n_asns:some autonomous system}], with a median of {ops_per_net} operations from each: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ at {tenant_ids:tenants}]. In {n_history:count active day} before, the most on one day was {usual_nets}.[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} was used from {n_nets:count network} on one day."
+why = "In {n_history:count active day} before, the most on one day was {usual_nets}."
 false_positives = [
   "the vendor moves the integration to functions of a cloud without fixed addresses: many tenants show it at once",
   "a user who travels with a mobile connection that changes its network often",

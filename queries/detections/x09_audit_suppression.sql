@@ -8,6 +8,8 @@ tables = ["change_events", "context_days", "mailboxes"]
 needs = []
 identity = ["tenant_id", "kind", "object_id", "first_day"]
 explanation = "{what}[ {object_name}][ in tenant {tenant_id}] {first_seen:span}[ by {changed_by}].[ {silence}][ {remark}]"
+step = "{what}[ {object_name}] {first_seen:days}[ by {changed_by}]."
+why = "[{silence}]"
 false_positives = [
   "a licence true-up or a leaver: the same change for many, driven by the personnel office",
   "a change of the audit configuration that was announced",
