@@ -222,9 +222,9 @@ def _worded(value: object) -> str:
 
 def _show_rules(frame: "pl.DataFrame", to: OutputFormat) -> None:
     """Rules; on a terminal one block each, since a row would not fit."""
-    from flows.commands.told import indented
     from rich.text import Text
 
+    from flows.commands.told import indented
     from flows.output import emit_frame, plain, say, stdout
 
     if to is not OutputFormat.table:
