@@ -35,12 +35,16 @@ BUILT_FROM = "built_from:"
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One version of a table. `files` has the columns path (below the table's folder), bytes, rows, date."""
+    """One version of a table. `files` has the columns path (below the table's folder), bytes, rows, date.
+
+    `added` are columns of the contract that it did not have yet when the table was first stored: some files lack them.
+    """
 
     table: Contract
     version: int
     files: pl.DataFrame
     schema: pl.Schema
+    added: tuple[str, ...] = ()
 
     def paths(self, dates: Sequence[date] | None = None) -> list[str]:
         """Paths of the files, all or those of some partitions, in sorted order."""
@@ -83,11 +87,11 @@ def _snapshot(delta: "DeltaTable", table: Contract) -> Snapshot:
     files = actions.select(
         "path", pl.col("size_bytes").alias("bytes"), rows.cast(pl.Int64).alias("rows"), day.alias("date")
     )
-    schema = dict(table.polars_schema)
+    schema, stored = dict(table.polars_schema), pl.Schema(delta.schema().to_arrow())
+    added = tuple(name for name in schema if name not in stored)
     if table.kind == "reference":  # columns past the contract's are kept
-        stored = pl.Schema(delta.schema().to_arrow())
         schema |= {column: kind for column, kind in stored.items() if column not in schema}
-    return Snapshot(table, delta.version(), files, pl.Schema(schema))
+    return Snapshot(table, delta.version(), files, pl.Schema(schema), added)
 
 
 def commit(place: Place, name: str, staged: Sequence[Staged], app_ids: Sequence[str]) -> tuple[int, list[Staged]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from archive import delta
-from data_contracts import Contract, contract, names
+from data_contracts import Contract, contract, macros, names
 from data_contracts.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,9 +94,10 @@ def connect(
     allowed: set[str] = set()
     for name in names() if tables is None else tables:
         found = archive.snapshot(name, (versions or {}).get(name))
-        sql, files = _view(archive, contract(name), found)
+        sql, files = _view(con, archive, contract(name), found)
         con.execute(sql)
         allowed.update(files)
+    macros.create(con, names() if tables is None else tables)
     _harden(con, sorted(allowed), memory_limit, threads)
     return con
 
@@ -153,27 +154,36 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
             waiting.extend(node)
 
 
-def _view(archive: "Archive", table: Contract, found: delta.Snapshot | None) -> tuple[str, list[str]]:
-    """The statement that creates a table's view, and the paths it must be allowed to read."""
+def _view(
+    con: "duckdb.DuckDBPyConnection", archive: "Archive", table: Contract, found: delta.Snapshot | None
+) -> tuple[str, list[str]]:
+    """The statement that creates a table's view, and the paths it must be allowed to read.
+
+    Columns that a file lacks, since it was stored under an older contract, are null. Only where a table was begun under
+    one are all of its files opened to see what they hold.
+    """
     schema = table.polars_schema if found is None else found.schema
     types = {name: _TYPES.get(kind, "VARCHAR") for name, kind in schema.items()}
+    head = f"create view {identifier(table.name)} as select"
     if found is None or found.files.is_empty():
         columns = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind in types.items())
-        return f"create view {identifier(table.name)} as select {columns} where false", []
+        return f"{head} {columns} where false", []
     paths = [archive.place.path("tables", table.name, path) for path in found.paths()]
     patterns = [_no_pattern(path) for path in paths]
-    columns = ", ".join(f"cast({identifier(name)} as {kind}) as {identifier(name)}" for name, kind in types.items())
     options = "hive_partitioning = false"
     if table.partitioned_by:
         day = identifier(table.partitioned_by)
         options = f"hive_partitioning = true, hive_types = {{{day}: DATE}}, hive_types_autocast = false"
     listed = ", ".join(literal(pattern) for pattern in patterns)
-    rows = f"select * from read_parquet([{listed}], {options})"
-    if table.kind == "reference":  # one that was stored under an older contract may lack columns of this one
-        typed = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind in types.items())
-        rows += f" union all by name select {typed} where false"
-    sql = f"create view {identifier(table.name)} as select {columns} from ({rows})"
-    return sql, paths + patterns
+    rows, held = f"read_parquet([{listed}], {options})", set(types)
+    if found.added:
+        rows = f"read_parquet([{listed}], {options}, union_by_name = true)"
+        held = {name for name, *_ in con.execute(f"select * from {rows} limit 0").description or ()}
+    columns = ", ".join(
+        f"cast({identifier(name) if name in held else 'null'} as {kind}) as {identifier(name)}"
+        for name, kind in types.items()
+    )
+    return f"{head} {columns} from {rows}", paths + patterns
 
 
 def literal(text: str) -> str:

@@ -198,7 +198,7 @@ def case_rows(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 def page(answer: dict[str, Any]) -> str:
     """A hunt as Markdown; what came from logs is escaped."""
-    from flows.commands.told import since_lines, suppressed_lines
+    from flows.commands.told import nobody_said, since_lines, suppressed_lines
     from reports.escape import md
 
     window = answer["window"]
@@ -212,4 +212,5 @@ def page(answer: dict[str, Any]) -> str:
         lines += [f"## {title}", "", *(f"- {md(line)}" for line in found), ""] if found else []
     lines += ["## What these logs cannot say", "", *(f"- {md(limit)}" for limit in answer["limits"])]
     lines += [f"- {s['id']} did not run: {md(s['reason'])}" for s in answer["detections_skipped"]]
+    lines += [f"- {md(line)}" for line in nobody_said(answer)]
     return "\n".join(lines) + "\n"

@@ -1,8 +1,9 @@
 """Detections: found in their folder, checked when they are loaded, in sorted order.
 
 A detection is one file: SQL with TOML front matter in a leading ``/*--- ... ---*/`` comment, the whole file being one
-SELECT that can be pasted into DuckDB; or, where statistics are needed, a Python module whose docstring carries the same
-front matter between two lines ``---`` and that has ``detect(con, params) -> polars.DataFrame``.
+SELECT over the tables and the macros (`data_contracts.macros`); or, where statistics are needed, a Python module whose
+docstring carries the same front matter between two lines ``---`` and that has
+``detect(con, params) -> polars.DataFrame``.
 """
 
 import ast
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_contracts.errors import RefusedError, UsageError
+from queries.checking import check_questions, check_sql
 
 if TYPE_CHECKING:
     import duckdb
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "detections"
 FAMILIES = ("tenant_connection", "mailbox_access", "exfiltration", "lateral_movement", "exposure")
 SEVERITIES = ("info", "low", "medium", "high", "critical")
-WINDOW = ("window_from", "window_to")
 RESULT_COLUMNS = ("first_seen", "last_seen", "confidence", "impact")  # every result has these
 
 _SMALL = {"change_events", "gateway_jobs"}  # event tables with few rows, which a detection may read whole
@@ -81,8 +82,34 @@ class Requirement:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """A part of a detection that runs by itself, and the tables that must have rows in the window for it."""
+
+    name: str
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """A question whose answer is true when there is somebody to judge, and the reason to give when it is not.
+
+    It may use window_from, window_to, the parameters and, in a detection that is SQL, the detection's own common table
+    expressions. `part` names what the question is about, none for the whole detection. In the reason, $name stands for
+    the value of a parameter.
+    """
+
+    sql: str
+    reason: str
+    part: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Detection:
-    """One detection as its file states it."""
+    """One detection as its file states it.
+
+    `explanation`, `step` and `why` are templates that a finding's facts fill (`queries.text.fill`): all about it, and
+    one sentence each for a case's paragraph: what happened, and which habit it breaks.
+    """
 
     id: str
     stem: str
@@ -102,8 +129,17 @@ class Detection:
     explanation: str
     identity: tuple[str, ...]
     evidence: EvidenceRule
+    branches: tuple[Branch, ...] = ()
+    subjects: tuple[Subjects, ...] = ()
     sql: str | None = None
     detect: Detect | None = None
+    step: str = ""
+    why: str = ""
+
+    @property
+    def ctes(self) -> str:
+        """The SQL before its last SELECT, which begins a line: the common table expressions. Empty for Python."""
+        return "" if self.sql is None else self.sql[: self.sql.rindex("\nselect ") + 1]
 
     @property
     def techniques(self) -> tuple[str, ...]:
@@ -214,8 +250,10 @@ def _detection(path: Path, values: dict[str, Any], sql: str | None) -> Detection
         severity=check.choice("severity", SEVERITIES),
         attack=tuple(Attack(a["technique"], a["name"], tuple(a["tactics"])) for a in check.tables("attack", _ATTACK)),
         tables=check.texts("tables"),
-        needs=check.texts("needs"),
+        needs=check.texts("needs", least=0),
         requires=tuple(Requirement(r["sql"], r["reason"]) for r in check.tables("requires", _REQUIRES, least=0)),
+        branches=tuple(Branch(b["name"], tuple(b["needs"])) for b in check.tables("branches", _BRANCH, least=0)),
+        subjects=tuple(Subjects(**s) for s in check.tables("subjects", _REQUIRES, least=0, optional={"part": str})),
         parameters=tuple(Parameter(p["name"], p["default"], p["help"]) for p in check.tables("parameters", _PARAMETER)),
         false_positives=check.texts("false_positives"),
         blind_spots=check.texts("blind_spots"),
@@ -224,20 +262,24 @@ def _detection(path: Path, values: dict[str, Any], sql: str | None) -> Detection
         identity=check.texts("identity"),
         evidence=evidence,
         sql=sql,
+        step=check.text("step") if "step" in values else "",
+        why=check.text("why") if "why" in values else "",
     )
     check.finish(detection)
     if sql is not None:
-        _check_sql(detection, sql)
-        return detection
-    return _with_function(detection)
+        check_sql(detection, sql)
+    check_questions(detection)
+    return detection if sql is not None else _with_function(detection)
 
 
 _ATTACK = {"technique": str, "name": str, "tactics": list}
 _REQUIRES = {"sql": str, "reason": str}
+_BRANCH = {"name": str, "needs": list}
 _PARAMETER = {"name": str, "default": (int, float, str, bool), "help": str}
 _KNOWN = {
     "id", "title", "hypothesis", "family", "severity", "attack", "tables", "needs", "requires", "parameters",
-    "false_positives", "blind_spots", "runbook", "explanation", "identity", "evidence",
+    "false_positives", "blind_spots", "runbook", "explanation", "identity", "evidence", "branches",
+    "subjects", "step", "why",
 }  # fmt: skip
 
 
@@ -264,23 +306,27 @@ class _Checker:
             self.problem(key, f"is {value}, not one of {', '.join(choices)}")
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
+    def texts(self, key: str, least: int = 1) -> tuple[str, ...]:
         value = self.values.get(key)
-        if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
+        texts = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+        if not isinstance(value, list) or not texts or len(value) < least:
             self.problem(key, "is missing or not a list of texts")
             return ()
         return tuple(value)
 
-    def tables(self, key: str, shape: Mapping[str, Any], least: int = 1) -> list[dict[str, Any]]:
+    def tables(
+        self, key: str, shape: Mapping[str, Any], least: int = 1, optional: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
         value = self.values.get(key, [])
         if not isinstance(value, list) or len(value) < least:
             self.problem(key, "is missing")
             return []
         good = []
         for place, item in enumerate(value, 1):
-            wrong = [n for n, kind in shape.items() if not isinstance(item, dict) or not isinstance(item.get(n), kind)]
-            if wrong or set(item) != set(shape):
-                self.problem(f"{key}[{place}]", f"must have exactly {', '.join(shape)}")
+            held = dict(item) if isinstance(item, dict) else {}
+            kinds = {**shape, **{name: kind for name, kind in (optional or {}).items() if name in held}}
+            if set(held) != set(kinds) or not all(isinstance(held[name], kind) for name, kind in kinds.items()):
+                self.problem(f"{key}[{place}]", f"must have exactly {', '.join(kinds)}")
             else:
                 good.append(item)
         return good
@@ -305,38 +351,19 @@ class _Checker:
     def finish(self, detection: Detection) -> None:
         from data_contracts import names
 
-        for key, tables in (("tables", detection.tables), ("needs", detection.needs)):
+        needs = {*detection.needs, *(table for branch in detection.branches for table in branch.needs)}
+        if not needs and not detection.requires and not detection.branches:
+            self.problem("needs", "is missing: name a table, or branches")
+        for key, tables in (("tables", detection.tables), ("needs", tuple(sorted(needs)))):
             for table in tables:
                 if table not in names():
                     self.problem(key, f"there is no table {table}")
                 elif key == "tables" and table in set(names("event")) - _SMALL:
                     self.problem(key, f"{table} holds events: a detection reads derived and reference tables")
-        for table in set(detection.needs) - set(detection.tables):
+        for table in sorted(needs - set(detection.tables) - set(names("event"))):
             self.problem("needs", f"{table} is not among tables")
         if self.problems:
             raise RefusedError("\n".join(self.problems))
-
-
-def _check_sql(detection: Detection, sql: str) -> None:
-    """Exactly one SELECT, and declared parameters are exactly the used ones."""
-    import duckdb
-
-    try:
-        statements = duckdb.extract_statements(sql)
-    except duckdb.Error as error:
-        raise RefusedError(f"{detection.path}:sql: {str(error).splitlines()[0]}") from error
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise RefusedError(f"{detection.path}:sql: must be exactly one SELECT")
-    used = set(statements[0].named_parameters)
-    declared = {parameter.name for parameter in detection.parameters}
-    problems = [
-        f"{detection.path}:parameters: {name} is used but not declared"
-        for name in sorted(used - declared - set(WINDOW))
-    ]
-    problems += [f"{detection.path}:parameters: {name} is declared but not used" for name in sorted(declared - used)]
-    problems += [f"{detection.path}:parameters: {name} is always given" for name in sorted(declared & set(WINDOW))]
-    if problems:
-        raise RefusedError("\n".join(problems))
 
 
 def _with_function(detection: Detection) -> Detection:

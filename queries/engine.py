@@ -16,6 +16,7 @@ from queries.catalogue import FOLDER, RESULT_COLUMNS, Detection, catalogue, load
 from queries.expected import Expected, apply
 from queries.findings import ENTITIES, Finding, as_json, finding
 from queries.limits import limits
+from queries.subjects import Unjudged, lacking, unjudged
 from queries.text import iso, plain
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class HuntResult:
     """What a hunt found, what ran, and what the logs cannot say.
 
     `cases` holds all cases by rank; those beyond the budget have shown = False and stand only in `to_frame`.
-    `expected` holds the findings that rules of the table contexts silence: these are in no case.
+    `expected` holds the findings that rules of the table contexts silence: these are in no case. `without_subjects`
+    tells of detections that ran, but could judge nobody.
     """
 
     run_id: str
@@ -54,6 +56,7 @@ class HuntResult:
     cases: tuple[Case, ...]
     limits: tuple[str, ...]
     expected: Expected = field(default_factory=Expected)
+    without_subjects: tuple[Unjudged, ...] = ()
 
     @property
     def shown(self) -> tuple[Case, ...]:
@@ -73,6 +76,7 @@ class HuntResult:
             "archive_version": dict(self.archive_version),
             "detections_run": list(self.detections_run),
             "detections_skipped": [{"id": item.id, "reason": item.reason} for item in self.detections_skipped],
+            "detections_without_subjects": [item.to_dict() for item in self.without_subjects],
             "cases": [case.to_dict() for case in self.shown],
             "limits": list(self.limits),
         }
@@ -140,16 +144,16 @@ def hunt(
     chosen = _chosen(catalogue() if folder == FOLDER else load(folder), detections)
     values = _values(chosen, params or {})
     run, skipped, findings = [], [], []
+    nobody: list[Unjudged] = []
     for detection in chosen:
-        reason = _lacking(con, detection, begin, end)
-        found: list[Finding] | str = reason or run_detection(
-            con, detection, values[detection.id] | {"window_from": begin, "window_to": end}
-        )
+        given = values[detection.id] | {"window_from": begin, "window_to": end}
+        found: list[Finding] | str = lacking(con, detection, given) or run_detection(con, detection, given)
         if isinstance(found, str):
             skipped.append(Skipped(detection.id, found))
         else:
             run.append(detection.id)
             findings += found
+            nobody += unjudged(con, detection, given)
     at = (now or datetime.now(UTC)).astimezone(UTC)
     findings, expected = apply(con, findings, at)
     n_days = max(1, -(-(end - begin) // timedelta(days=1)))
@@ -163,6 +167,7 @@ def hunt(
         archive_version=dict(archive_version or {}),
         detections_run=tuple(run),
         detections_skipped=tuple(skipped),
+        without_subjects=tuple(nobody),
         cases=cases,
         limits=tuple(limits(con, begin, end) + _cut(cases, budget)),
         expected=expected,
@@ -210,18 +215,6 @@ def _values(chosen: Sequence[Detection], given: Mapping[str, Any]) -> dict[str, 
         for detection in takers:
             by_id[detection.id][parameter] = value
     return {detection.id: detection.values(by_id[detection.id]) for detection in chosen}
-
-
-def _lacking(con: "duckdb.DuckDBPyConnection", detection: Detection, begin: datetime, end: datetime) -> str | None:
-    """Why the detection cannot run, or None."""
-    for table in detection.needs:
-        statement = f"select 1 from {table} where date between ? and ? limit 1"
-        if not con.execute(statement, [begin.date(), end.date()]).fetchall():
-            return f"{table} has no rows in the window"
-    for requirement in detection.requires:
-        if not con.execute(requirement.sql).fetchall()[0][0]:
-            return requirement.reason
-    return None
 
 
 def run_detection(

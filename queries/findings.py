@@ -42,7 +42,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One hit of one detection. `facts` are the values that the detection returned."""
+    """One hit of one detection. `facts` are the values that the detection returned.
+
+    `step` and `why` are its sentences for a case's paragraph; empty where the detection has none.
+    """
 
     finding_id: str
     detection: str
@@ -59,6 +62,8 @@ class Finding:
     evidence: Evidence
     sql: str
     facts: Mapping[str, Any]
+    step: str = ""
+    why: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As `hunt -t json` shows it."""
@@ -109,6 +114,8 @@ def finding(con: "duckdb.DuckDBPyConnection", detection: Detection, row: Mapping
         evidence=evidence,
         sql=evidence_sql(detection.evidence, facts),
         facts=facts,
+        step=fill(detection.step, facts).strip(),
+        why=fill(detection.why, facts).strip(),
     )
 
 

@@ -2,7 +2,9 @@
 
 A case file is TOML: `detection`, `window_from`, `window_to`, optional `params`; `defaults` by table; `given` rows for
 all cases; and a list of `case`, each with a `name`, `given` (rows by table) and `expect` (rows that must be found, by
-the columns that they name; an empty list for a near miss).
+the columns that they name; an empty list for a near miss). In place of `expect`, ``outcome = "skipped"`` says that a
+hunt must leave the detection out, and ``outcome = "judged nobody"`` that it must say of the detection, or of the `part`
+that the case names, that there was nobody to judge; `because`, where it is given, is a piece of the reason.
 
 In a given row, ``days = ["2020-11-01", "2020-12-31"]`` stands for one row on each of these days (of `weekdays`, 1 for
 Monday, at each of `hours`), with `date`, `hour`, `first_ts` and `last_ts` filled in where the table has them;
@@ -17,10 +19,15 @@ from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_contracts import contract, names
+from data_contracts import contract, macros, names
 
 if TYPE_CHECKING:
     import duckdb
+
+    from queries.catalogue import Detection
+
+
+RAN, SKIPPED, JUDGED_NOBODY = "ran", "skipped", "judged nobody"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +42,13 @@ class CaseFile:
     params: Mapping[str, Any]
     given: Mapping[str, list[dict[str, Any]]]
     expect: list[dict[str, Any]]
+    outcome: str = RAN
+    part: str | None = None
+    because: str = ""
 
 
 def read_cases(path: Path) -> list[CaseFile]:
-    """The cases of one file, defaults filled in and days spread out."""
+    """The cases of one file, defaults filled in and days spread out. Raises KeyError, TypeError and ValueError."""
     document = tomllib.loads(path.read_text("utf-8"))
     defaults, common = document.get("defaults", {}), document.get("given", {})
     cases = []
@@ -60,10 +70,44 @@ def read_cases(path: Path) -> list[CaseFile]:
                 window_to=document["window_to"],
                 params=document.get("params", {}) | case.get("params", {}),
                 given=given,
-                expect=case["expect"],
+                expect=case["expect"] if "outcome" not in case else [],
+                outcome=_outcome(case.get("outcome", RAN)),
+                part=case.get("part"),
+                because=case.get("because", ""),
             )
         )
     return cases
+
+
+def _outcome(text: str) -> str:
+    if text not in (RAN, SKIPPED, JUDGED_NOBODY):
+        raise ValueError(f"{text}: no outcome; one of {SKIPPED}, {JUDGED_NOBODY}")
+    return text
+
+
+def judge_outcome(
+    con: "duckdb.DuckDBPyConnection", case: CaseFile, detection: "Detection", params: Mapping[str, Any]
+) -> tuple[str, str]:
+    """How a hunt's word about what it could do differs from the case's, empty where it doesn't; and its reason."""
+    from queries.subjects import lacking, unjudged
+
+    reason = lacking(con, detection, params)
+    if case.outcome == SKIPPED:
+        return ("it is not skipped" if reason is None else _unlike(case, reason)), reason or ""
+    if reason is not None:
+        wrong = f"a hunt would leave it out: {reason}" if case.expect or case.outcome == JUDGED_NOBODY else ""
+        return wrong, reason
+    nobody = {item.part: item.reason for item in unjudged(con, detection, params)}
+    if case.outcome != JUDGED_NOBODY:
+        wrong = f"a hunt would say that it judged nobody: {nobody[None]}" if case.expect and None in nobody else ""
+        return wrong, ""
+    if case.part not in nobody:
+        return "it judges somebody", ""
+    return _unlike(case, nobody[case.part]), nobody[case.part]
+
+
+def _unlike(case: CaseFile, reason: str) -> str:
+    return "" if case.because in reason else f"the reason is: {reason}"
 
 
 def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConnection":
@@ -76,6 +120,7 @@ def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConne
     for name in names():
         columns = ", ".join(f'"{column.name}" {column.type}' for column in contract(name).columns)
         con.execute(f'create table "{name}" ({columns})')
+    macros.create(con, names())
     for name, rows in given.items():
         con.register("given_rows", pl.DataFrame(rows, schema=contract(name).polars_schema).to_arrow())
         con.execute(f'insert into "{name}" select * from given_rows')

@@ -212,6 +212,11 @@ def _span(_: Any, __: str, values: Mapping[str, Any]) -> str:
     return span(values["first_seen"], values["last_seen"])
 
 
+def _days(_: Any, __: str, values: Mapping[str, Any]) -> str:
+    a, b = (f"{values[name].astimezone(UTC):%Y-%m-%d}" for name in ("first_seen", "last_seen"))
+    return f"on {a}" if a == b else f"from {a} to {b}"
+
+
 def _ops(value: Any, _: str, values: Mapping[str, Any]) -> str:
     return operations(int(value), values.get("protocols") or (), values.get("actions"))
 
@@ -224,6 +229,8 @@ FORMS: Mapping[str, Form] = {
     "list": lambda value, *_: listed(value),
     "size": lambda value, *_: size(value) if value else None,
     "span": _span,
+    "days": _days,
+    "Days": lambda *place: _upper(_days(*place)),
     "name": _name,
     "Name": lambda *place: _upper(_name(*place)),
     "names": _names,

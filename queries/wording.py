@@ -23,7 +23,7 @@ from queries.text import (
     span,
 )
 
-WORDS = 92  # in a summary, about
+WORDS = 115  # in a summary, about
 TENANTS_NAMED = 3
 _WEAK = ("info", "low")
 _SOURCE = ("T01", "T03", "L01")  # whose facts say whether the source is declared
@@ -40,16 +40,34 @@ def summary(findings: Sequence[Finding], entities: Mapping[str, tuple[str, ...]]
     for finding in findings:
         if finding.detection not in best or finding.score > best[finding.detection].score:
             best[finding.detection] = finding
-    required = [_lead(findings, entities, best)]
-    steps = [step for _, step in sorted(_steps(findings), key=lambda item: item[0]) if step]
-    why = _why(findings, best)
-    close = _probably(findings, entities)
-    room = WORDS - sum(len(text.split()) for text in (*required, why, close))
-    for step in steps:
+    if len(best) == 1 and all(finding.step for finding in findings):
+        return _alone(findings)
+    lead, why, close = _lead(findings, entities, best), _why(findings, best), _probably(findings, entities)
+    room = WORDS - sum(len(text.split()) for text in (lead, why, close))
+    told, left = [], 0
+    for place, _, step in sorted(_steps(findings), key=lambda item: (-item[1], item[0])):  # the weightiest first
         if len(step.split()) <= room:
-            required.append(step)
+            told.append((place, step))
             room -= len(step.split())
-    return " ".join(text for text in (*required, why, close) if text)
+        else:
+            left += 1
+    steps = [step for _, step in sorted(told)]
+    rest = f"Besides, {count(left, 'sign')} of another kind, told below." if left else ""
+    return " ".join(text for text in (lead, *steps, rest, why, close) if text)
+
+
+def _alone(findings: Sequence[Finding]) -> str:
+    """A case of one detection: what its strongest finding says, and how many more there are."""
+    strongest = min(findings, key=lambda f: (-f.score, f.first_seen, f.finding_id))
+    text = strongest.explanation
+    if len(text.split()) > WORDS:
+        text = f"{strongest.step} {strongest.why}".strip()
+    more = len(findings) - 1
+    return (
+        f"{text} {count(more, 'more finding')} of the same kind {'belongs' if more == 1 else 'belong'} here."
+        if more
+        else text
+    )
 
 
 def heading(case: Mapping[str, Any]) -> str:
@@ -151,19 +169,23 @@ def _amount(best: Mapping[str, Finding]) -> str:
     return ""
 
 
-def _steps(findings: Sequence[Finding]) -> Iterable[tuple[tuple[Any, ...], str]]:
-    """What happened besides, one sentence each, with its place in time."""
+def _steps(findings: Sequence[Finding]) -> Iterable[tuple[tuple[Any, ...], float, str]]:
+    """What happened besides, one sentence each, with its place in time and its weight."""
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         kind = "reader" if finding.entities["source_networks"] else str(finding.facts.get("flag") or "")
         groups.setdefault((finding.detection, kind if finding.detection == "X01" else ""), []).append(finding)
-    others = [held[0] for (detection, _), held in groups.items() if detection not in (*_TELL, "T01", "T03")]
     for (detection, _), held in groups.items():
-        if detection in _TELL and not (detection == "L01" and ("T03", "") in groups):
-            yield (held[0].first_seen, held[0].finding_id), _TELL[detection](held)
-    if others:
-        titles = "; ".join(dict.fromkeys(plain(finding.title) for finding in others))
-        yield (others[0].first_seen, others[0].finding_id), f"Also found: {titles}."
+        strongest = min(held, key=lambda f: (-f.score, f.first_seen, f.finding_id))
+        step = strongest.step
+        if detection in _TELL:
+            step = "" if detection == "L01" and ("T03", "") in groups else _TELL[detection](held)
+        elif not step and detection not in ("T01", "T03"):
+            step = f"Also found: {plain(strongest.title)}."
+        elif step and len(held) > 1:
+            step = f"{step.removesuffix('.')}, and {len(held) - 1} more like it."
+        if step:
+            yield (held[0].first_seen, held[0].finding_id), strongest.score, step
 
 
 def _opened(held: Sequence[Finding]) -> str:
@@ -236,7 +258,8 @@ def _why(findings: Sequence[Finding], best: Mapping[str, Finding]) -> str:
     for detection in ("M01", "X01"):
         if detection in best and best[detection].facts.get("normal"):
             return plain(best[detection].facts["normal"])
-    return ""
+    others = sorted(best.values(), key=lambda f: (-f.score, f.first_seen, f.finding_id))
+    return next((finding.why for finding in others if finding.why), "")
 
 
 def _judged(findings: Iterable[Finding]) -> str:

@@ -1,6 +1,7 @@
 """Findings as CSV and JSON lines, and the manifest of a report: same input, same bytes."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,16 +29,28 @@ _COLUMNS = (
     "evidence_count",
     "event_uids",
     "sql",
+    "triage_state",
+    "triage_by",
+    "triage_at",
+    "triage_reason",
+    "duplicate_of",
+    "suppressed_alike",
 )
 _SCHEMA: dict[str, Any] = (
     dict.fromkeys(_COLUMNS, pl.String)
     | {"rank": pl.Int64, "case_score": pl.Float64, "score": pl.Float64, "evidence_count": pl.Int64}
+    | {"suppressed_alike": pl.Int64}
     | dict.fromkeys((*_LISTS, "event_uids"), pl.List(pl.String))
 )
 
 
 def findings_rows(hunt: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per finding, with its case. The findings also carry title, severity, entities and evidence.count."""
+    """One row per finding, with its case. The findings also carry title, severity, entities and evidence.count.
+
+    Columns triage_...: what was judged last, by whom, when and why ("new" where nothing was). `suppressed_alike` is the
+    number of findings of the same detection that rules about what is expected silenced in this run.
+    """
+    silenced = Counter(item["detection"] for item in (hunt.get("suppressed") or {"findings": ()})["findings"])
     return [
         {
             "case_id": case["case_id"],
@@ -50,10 +63,19 @@ def findings_rows(hunt: Mapping[str, Any]) -> list[dict[str, Any]]:
             "evidence_count": finding["evidence"]["count"],
             "event_uids": list(finding["evidence"]["event_uids"]),
             "sql": finding["sql"],
+            **_judged(finding.get("triage")),
+            "suppressed_alike": silenced[finding["detection"]],
         }
         for case in hunt["cases"]
         for finding in case["findings"]
     ]
+
+
+def _judged(held: Mapping[str, Any] | None) -> dict[str, Any]:
+    if held is None:
+        return {"triage_state": "new", **dict.fromkeys(("triage_by", "triage_at", "triage_reason", "duplicate_of"))}
+    names = {"triage_state": "state", "triage_by": "who", "triage_at": "at", "triage_reason": "reason"}
+    return {column: held[name] for column, name in names.items()} | {"duplicate_of": held.get("duplicate_of")}
 
 
 def findings_frame(hunt: Mapping[str, Any]) -> pl.DataFrame:

@@ -295,6 +295,8 @@ def _bounds(m: Material) -> str:
     limits, skipped = len(m.hunt["limits"]), len(m.hunt["detections_skipped"])
     text = f"{_count(limits, 'limit')} of these logs {'is' if limits == 1 else 'are'} stated below"
     text += f", and {_count(skipped, 'detection')} could not run" if skipped else ""
+    nobody = len({one["id"] for one in m.hunt["detections_without_subjects"]})
+    text += f"; {_count(nobody, 'detection')} could judge nobody, or not everybody" if nobody else ""
     silenced = (m.hunt.get("suppressed") or {"count": 0})["count"]
     text += f"; {_count(silenced, 'finding')} suppressed as expected, see below" if silenced else ""
     carries = f"How far this carries: {text}. What is not in the logs can neither be confirmed nor ruled out."

@@ -16,7 +16,14 @@ findings_app = typer.Typer(
 )
 suppress_app = typer.Typer(help="What is expected and not to be told.", no_args_is_help=True, rich_markup_mode=None)
 
-_SHORT_RULES = ("rule_id", "status", "who", "expected", "until", "owner and reason")
+_RULE_PARTS = {
+    "detections": "detections",
+    "tenants": "tenants",
+    "networks": "networks",
+    "clients": "client_fps",
+    "operations": "operation_classes",
+    "hours": "schedule",
+}
 _MOST_JUDGED = 20  # judgements and runs of one finding that a terminal shows
 
 
@@ -207,12 +214,6 @@ def _show_finding(answer: dict[str, Any]) -> None:
     say("Hint: gatehound sql shows the evidence rows with the statement; gatehound raw EVENT_UID the record.", "dim")
 
 
-def _minute(column: str) -> "pl.Expr":
-    import polars as pl
-
-    return pl.col(column).dt.strftime("%Y-%m-%d %H:%M")
-
-
 def _worded(value: object) -> str:
     from flows.output import plain
 
@@ -220,22 +221,23 @@ def _worded(value: object) -> str:
 
 
 def _show_rules(frame: "pl.DataFrame", to: OutputFormat) -> None:
-    import polars as pl
+    """Rules; on a terminal one block each, since a row would not fit."""
+    from rich.text import Text
 
-    from flows.output import emit_frame, say
+    from flows.commands.told import indented
+    from flows.output import emit_frame, plain, say, stdout
 
     if to is not OutputFormat.table:
         emit_frame(frame, to, prose=["reason"])
-    elif frame.height:
-        parts = ("detections", "tenants", "networks", "client_fps", "operation_classes", "schedule")
-        short = frame.select(
-            "rule_id",
-            "status",
-            pl.concat_str("credential_id", "principal_pattern", separator=" ", ignore_nulls=True).alias("who"),
-            pl.concat_str(parts, separator=" / ", ignore_nulls=True).alias("expected"),
-            _minute("valid_to").alias("until"),
-            pl.concat_str("owner", "reason", separator=": ").alias("owner and reason"),
-        )
-        emit_frame(short.select(_SHORT_RULES), to, prose=_SHORT_RULES)
-    else:
+        return
+    for rule in frame.iter_rows(named=True):
+        head = plain(f"{rule['rule_id']}  {rule['status']}, for events until {rule['valid_to']:%Y-%m-%d %H:%M} UTC")
+        stdout().print(Text(head, style="bold"))
+        identity = " ".join(v for v in (rule["credential_id"], rule["principal_pattern"]) if v)
+        told = {"who": identity} | {label: rule[column] for label, column in _RULE_PARTS.items()}
+        for label, value in told.items():
+            if value:
+                indented(f"{label:<12}", plain(value), "dim")
+        indented(f"{'because':<12}", plain(f"{rule['reason']} ({rule['owner']})"), "dim")
+    if frame.is_empty():
         say("No rules. Hint: gatehound suppress add makes one.")

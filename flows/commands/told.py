@@ -68,11 +68,31 @@ def show_cases(answer: dict[str, Any]) -> None:
     if not answer["cases"]:
         console.print(Text("No findings. This is no all-clear:", style="bold"))
     for line in (*suppressed_lines(answer), *since_lines(answer)):
-        _indented("", plain(line), "", text_style="yellow")
+        indented("", plain(line), "", text_style="yellow")
     console.print(Text(f"Ran {' '.join(answer['detections_run']) or 'nothing'}.", style="dim"))
     for skipped in answer["detections_skipped"]:
         console.print(Text(f"Skipped {skipped['id']}: {plain(skipped['reason'])}", style="yellow"))
+    for line in nobody_lines(answer):
+        console.print(Text(line, style="yellow"))
     _show_limits(answer["limits"])
+
+
+def nobody_lines(answer: "Mapping[str, Any]") -> list[str]:
+    """One line for all detections that ran, but as a whole or in a part could judge nobody; none where none did."""
+    held = answer["detections_without_subjects"]
+    parts: dict[str, list[str]] = {}
+    for one in held:
+        parts.setdefault(one["id"], []).extend([one["part"]] if one["part"] else [])
+    named = ", ".join(f"{name} ({', '.join(told)})" if told else name for name, told in parts.items())
+    return [plain(f"Judged nobody: {named}; -t md says why.")] if held else []
+
+
+def nobody_said(answer: "Mapping[str, Any]") -> list[str]:
+    """The same in full, a sentence for each; values as they are."""
+    return [
+        f"{one['id']} judged nobody{' for ' + one['part'] if one['part'] else ''}: {one['reason']}"
+        for one in answer["detections_without_subjects"]
+    ]
 
 
 def _show_case(case: dict[str, Any]) -> None:
@@ -88,20 +108,20 @@ def _show_case(case: dict[str, Any]) -> None:
     )
     head.append(case["case_id"], style="dim")
     console.print(head)
-    _indented("", plain(heading(case)), "bold", text_style="bold")
-    _indented("", plain(case["summary"]), "")
+    indented("", plain(heading(case)), "bold", text_style="bold")
+    indented("", plain(case["summary"]), "")
     for name, key in _WHO:
         values = case["entities"][key]
         if values and not (key == "principal_ids" and case["entities"]["credential_ids"]):
             more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
-            _indented(f"{name:<13}", f"{', '.join(map(plain, values[:_NAMED]))}{more}", "dim")
+            indented(f"{name:<13}", f"{', '.join(map(plain, values[:_NAMED]))}{more}", "dim")
     for detection, findings in _by_detection(case["findings"]):
         strongest = max(findings, key=lambda f: f["score"])
         more = f"{len(findings)} findings, the strongest: " if len(findings) > 1 else ""
-        _indented(f"{detection:<13}", f"{more}{plain(strongest['explanation'])}", "cyan")
+        indented(f"{detection:<13}", f"{more}{plain(strongest['explanation'])}", "cyan")
     judged = counted_states(case["findings"])
     if judged:
-        _indented(f"{'judged':<13}", judged, "magenta")
+        indented(f"{'judged':<13}", judged, "magenta")
     console.print()
 
 
@@ -148,27 +168,37 @@ def since_lines(answer: "Mapping[str, Any]") -> list[str]:
     for kind in ("cases", "findings"):
         numbers = ", ".join(f"{len(since[kind][state])} {state}" for state in ("new", "changed", "ongoing", "gone"))
         lines.append(f"{kind}: {numbers}")
+    for state in ("new", "gone"):
+        reasons = Counter(item["why"] for item in since["findings"][state])
+        told = "; ".join(f"{n} {why}" for why, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+        lines += [f"{state} findings: {told}"] if told else []
     for state in ("new", "changed", "gone"):
         shown = since["cases"][state][:_MOST_SINCE]
-        lines += [f"{state}: {case['case_id']} ({case['severity']}){_of_case(case)}" for case in shown]
+        lines += [f"{state}: {_place(case)}{case['case_id']} ({case['severity']}){_of_case(case)}" for case in shown]
         more = len(since["cases"][state]) - _MOST_SINCE
-        lines += [f"and {more} more {state}"] if more > 0 else []
+        lines += [f"and {more} more cases {state}"] if more > 0 else []
     return lines
+
+
+def _place(case: "Mapping[str, Any]") -> str:
+    """Where the case stands in this hunt; a case that is gone stands nowhere."""
+    return f"case {case['rank']}, " if "rank" in case else ""
 
 
 def _of_case(case: "Mapping[str, Any]") -> str:
     if "why" in case:
-        return f", {'; '.join(case['why'])}"
+        return f": {'; '.join(case['why'])}"
     if "was" not in case:
         return ""
-    parts = [f"{case[f'findings_{w}']} findings {w}" for w in ("added", "changed", "gone") if case[f"findings_{w}"]]
-    parts += [f"was {case['severity_then']}"] if case["severity_then"] != case["severity"] else []
-    parts += [f"was {', '.join(case['was'])}"] if case["was"] != [case["case_id"]] else []
-    return f", {', '.join(parts)}"
+    numbers = {word: case[f"findings_{word}"] for word in ("added", "changed", "gone")}
+    parts = [f"{n} finding{'' if n == 1 else 's'} {word}" for word, n in numbers.items() if n]
+    parts += [f"before {case['severity_then']}"] if case["severity_then"] != case["severity"] else []
+    parts += [f"before under the id {', '.join(case['was'])}"] if case["was"] != [case["case_id"]] else []
+    return f": {', '.join(parts)}"
 
 
-def _indented(label: str, text: str, style: str, text_style: str = "") -> None:
-    """A label, and text that is wrapped beside it."""
+def indented(label: str, text: str, style: str, text_style: str = "") -> None:
+    """A label, and text that is wrapped beside it, as wide as the terminal."""
     from rich.cells import cell_len
     from rich.text import Text
 
@@ -188,7 +218,7 @@ def _show_limits(limits: list[str]) -> None:
     console = stdout()
     console.print(Text("\nWhat these logs cannot say:", style="bold"))
     for limit in limits[:_MOST_LIMITS]:
-        _indented("- ", plain(limit), "dim")
+        indented("- ", plain(limit), "dim")
     if len(limits) > _MOST_LIMITS:
         console.print(
             Text(f"    and {len(limits) - _MOST_LIMITS} more: -t json, -t md or the report has all.", style="dim")
@@ -220,6 +250,7 @@ def page(answer: dict[str, Any]) -> str:
         lines += [f"## {title}", "", *(f"- {md(line)}" for line in found), ""] if found else []
     lines += ["## What these logs cannot say", "", *(f"- {md(limit)}" for limit in answer["limits"])]
     lines += [f"- {s['id']} did not run: {md(s['reason'])}" for s in answer["detections_skipped"]]
+    lines += [f"- {md(line)}" for line in nobody_said(answer)]
     return "\n".join([*lines, "", f"Ran {md(' '.join(answer['detections_run']) or 'nothing')}."]) + "\n"
 
 
@@ -279,7 +310,7 @@ def _show_rule(detection: "Detection") -> None:
         if lines:
             console.print(Text("\n" + title, style="bold"))
             for line in lines:
-                _indented("- ", line, "dim")
+                indented("- ", line, "dim")
     console.print(Text(f"\nSource: queries/detections/{detection.path.name}", style="dim"))
 
 

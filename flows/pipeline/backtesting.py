@@ -232,15 +232,17 @@ def _hunted(
     con: "duckdb.DuckDBPyConnection", detection: Detection, values: Mapping[str, Any], begin: datetime, end: datetime
 ) -> "tuple[list[Finding], list[Finding], str | None]":
     """Findings of a window, those that are expected, and why it did not run."""
-    from queries.engine import _lacking, run_detection
+    from queries.engine import run_detection
     from queries.expected import apply, rules
+    from queries.subjects import lacking
 
-    reason = _lacking(con, detection, begin, end)
+    given = {**values, "window_from": begin, "window_to": end}
+    reason = lacking(con, detection, given)
     if reason is not None:
         return [], [], reason
     # Evidence rows are only looked at by the rules about what is expected; without them they would be counted in vain.
     unseen = detection if rules(con) else replace(detection, evidence=replace(detection.evidence, where="false"))
-    found = run_detection(con, unseen, {**values, "window_from": begin, "window_to": end})
+    found = run_detection(con, unseen, given)
     if isinstance(found, str):
         return [], [], found
     kept, expected = apply(con, found, datetime.now(UTC))

@@ -11,8 +11,6 @@ from queries.catalogue import FOLDER, Detection
 from queries.text import plain
 
 if TYPE_CHECKING:
-    import duckdb
-
     from queries.testing import CaseFile
 
 
@@ -30,8 +28,9 @@ def run_cases(detections: Sequence[Detection], where: Path | None = None) -> lis
         where: folder of the case files; by default the project's own.
 
     Returns:
-        For each case: detection, case, kind (fires, near miss, skipped: data that it requires are not there), result
-        (passed, failed) and why it failed or was skipped. A detection without a case file has failed.
+        For each case: detection, case, kind (fires, near miss, skipped: a hunt must leave it out, judged nobody: a hunt
+        must say so), result (passed, failed) and why it failed or was not judged. A detection without a case file has
+        failed.
 
     Raises:
         UsageError: there are no case files.
@@ -73,35 +72,24 @@ def _of_case(detection: Detection, case: "CaseFile") -> dict[str, str]:
     import duckdb
     import polars as pl
 
-    from queries.engine import _lacking, run_detection
-    from queries.testing import database
+    from queries.engine import run_detection
+    from queries.testing import RAN, database, judge_outcome
 
-    kind = "fires" if case.expect else "near miss"
+    kind = case.outcome if case.outcome != RAN else "fires" if case.expect else "near miss"
     begin = datetime.combine(case.window_from, time(), UTC)
     end = datetime.combine(case.window_to, time(), UTC) + timedelta(days=1)
     try:
         values = detection.values(case.params) | {"window_from": begin, "window_to": end}
         with database(case.given) as con:
-            unmet = _unmet(con, detection)
-            lacking = _lacking(con, detection, begin, end) if case.expect else None
+            differs, reason = judge_outcome(con, case, detection, values)
             found = run_detection(con, detection, values)
     except (duckdb.Error, pl.exceptions.PolarsError, UsageError, TypeError, ValueError) as error:
         return _row(detection, case.name, kind, _said(error))
-    if isinstance(found, str):
+    if isinstance(found, str) and kind != "skipped":
         return _row(detection, case.name, kind, found)
-    wrong = _unlike(case.expect, [finding.facts for finding in found])
-    if unmet is not None and not case.expect:
-        return _row(detection, case.name, "skipped", wrong or unmet, passed=not wrong)
-    note = f"a hunt would leave it out: {lacking}" if lacking else ""
-    return _row(detection, case.name, kind, wrong or note, passed=not wrong)
-
-
-def _unmet(con: "duckdb.DuckDBPyConnection", detection: Detection) -> str | None:
-    """The reason of the first requirement that is not met."""
-    for requirement in detection.requires:
-        if not con.execute(requirement.sql).fetchall()[0][0]:
-            return requirement.reason
-    return None
+    found = [] if isinstance(found, str) else found
+    wrong = _unlike(case.expect, [finding.facts for finding in found]) or differs
+    return _row(detection, case.name, kind, wrong or (reason if case.outcome != RAN else ""), passed=not wrong)
 
 
 def _unlike(expect: Sequence[Mapping[str, Any]], facts: Sequence[Mapping[str, Any]]) -> str:

@@ -41,6 +41,10 @@ parameters = [
   { name = "max_change_rate", default = 0.05, help = "new networks a day above which a sign-in with its own interface from a new one is ordinary" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from tenant_days group by tenant_id having count(*) > $min_active_days)"
+reason = "no tenant has more than $min_active_days days with service accounts: no source can be new to it"
+
 [evidence]
 table = "access_events"
 where = ""
@@ -48,32 +52,17 @@ time = ["first_seen", "last_seen"]
 follow_sessions = true
 match = { tenant_id = "tenant_id", "coalesce(principal_id, app_id)" = "actor_ids", src_net = "source_networks" }
 ---*/
-with held_credentials as (
-    select lower(credential_id) as credential_id from credentials
-    union
-    select lower(credential_id) from bindings where credential_id is not null
-),
-
-held_principals as (
-    select lower(principal_id) as principal_id from bindings where principal_id is not null
-),
-
-service_use as (
+with service_use as (
     select date, tenant_id, protocol, principal_id, credential_id, app_id, src_net, src_asn, src_class, client_fp, outcome,
         n_ops, items, first_ts, last_ts
-    from context_days
-    where date >= cast($window_from as date) - cast($baseline_days as integer)
-        and date <= cast($window_to as date)
-        and first_ts < $window_to
+    from service_days(
+        cast($window_from as date) - cast($baseline_days as integer), cast($window_to as date)
+    )
+    where first_ts < $window_to
         and outcome in ('success', 'failure')
         and action <> 'probe'
         and tenant_id is not null
         and src_net is not null
-        and (
-            principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select h.credential_id from held_credentials as h)
-            or principal_id in (select h.principal_id from held_principals as h)
-        )
 ),
 
 tenant_days as (
@@ -101,7 +90,7 @@ known_longer as (
         and first_ts < cast($window_from as date) - cast($baseline_days as integer)
         and n_days > 0
         and entity_type = 'credential'
-        and entity_id in (select h.credential_id from held_credentials as h)
+        and entity_id in (select h.credential_id from held_credentials() as h)
         and attr_type in ('src_net', 'src_asn')
 ),
 
@@ -176,17 +165,8 @@ walks as (
         or (count(*) filter (where ok_ts is not null) >= 1 and count(*) filter (where ok_ts is null) >= 2)
 ),
 
-range_parts as (
-    select kind, valid_from, valid_to, contains(network, ':') as is_ipv6,
-        coalesce(try_cast(nullif(split_part(network, '/', 2), '') as integer), 128) as prefix,
-        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
-    from networks
-    where kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
-),
-
-net_parts as (
-    select src_net, contains(src_net, ':') as is_ipv6,
-        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts, min(first_ts) as first_ts
+net_starts as (
+    select src_net, min(first_ts) as first_ts
     from new_use
     group by src_net
 ),
@@ -194,17 +174,10 @@ net_parts as (
 -- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
 declared_nets as (
     select n.src_net, max(r.kind) as kind
-    from net_parts as n
-    inner join range_parts as r
-        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
-        and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
-        and if(
-            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
-            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
-        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
-            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
-            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
-        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
+    from net_starts as n
+    inner join declared_networks() as r
+        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
+        and n.first_ts between r.valid_from and r.valid_to
     group by n.src_net
 ),
 

@@ -8,6 +8,8 @@ tables = ["context_days", "credentials", "bindings", "networks"]
 needs = ["context_days"]
 identity = ["source", "first_day"]
 explanation = "From {source_networks:nets} accounts that had never met were used one after the other: {path:list}, {first_seen:span}[ at {tenant_ids:tenants}], {n_ops:ops}[ on {n_items:some item}]. Score {score}.[ {remark}]"
+step = "{first_seen:Days}, accounts that had never met were used one after the other from {source_networks:nets}: {path:list}."
+why = "Before, these accounts had never shared a source."
 false_positives = [
   "a jump host or an administrator's workstation that is new",
   "a job scheduler that gets further accounts",
@@ -42,6 +44,10 @@ parameters = [
   { name = "wide_share", default = 0.3, help = "share of all tenants at the source from which it looks like a change of infrastructure" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from actor_totals where n_all >= $min_active_days)"
+reason = "no service account has $min_active_days active days with a client address before the window"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"
@@ -49,22 +55,12 @@ time = ["first_seen", "last_seen"]
 follow_sessions = true
 match = { "coalesce(principal_id, app_id)" = "actor_ids", src_net = "source_networks" }
 ---*/
-with held_credentials as (
-    select lower(credential_id) as credential_id from credentials
-    union
-    select lower(credential_id) from bindings where credential_id is not null
-),
-
-held_principals as (
-    select lower(principal_id) as principal_id from bindings where principal_id is not null
-),
-
-uses as (
+with uses as (
     select date, tenant_id, protocol, principal_id, app_id, credential_id, coalesce(principal_id, app_id) as actor_id, src_net, src_class,
         client_fp, n_ops, items, first_ts, last_ts,
         coalesce(principal_type, '') in ('service_principal', 'service_account', 'computer')
-        or coalesce(credential_id in (select h.credential_id from held_credentials as h), false)
-        or coalesce(principal_id in (select h.principal_id from held_principals as h), false) as is_service
+        or coalesce(credential_id in (select h.credential_id from held_credentials() as h), false)
+        or coalesce(principal_id in (select h.principal_id from held_principals() as h), false) as is_service
     from context_days
     where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date)
         and first_ts < $window_to and outcome = 'success' and action <> 'probe' and src_net is not null
@@ -98,17 +94,8 @@ news as (
     group by p.actor_id
 ),
 
-range_parts as (
-    select contains(network, ':') as is_ipv6, valid_from, valid_to,
-        coalesce(try_cast(nullif(split_part(network, '/', 2), '') as integer), 128) as prefix,
-        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
-    from networks
-    where kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
-),
-
-net_parts as (
-    select src_net, contains(src_net, ':') as is_ipv6,
-        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts, min(first_ts) as first_ts
+net_starts as (
+    select src_net, min(first_ts) as first_ts
     from pairs
     where is_service
     group by src_net
@@ -117,17 +104,10 @@ net_parts as (
 -- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
 declared_nets as (
     select distinct n.src_net
-    from net_parts as n
-    inner join range_parts as r
-        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
-        and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
-        and if(
-            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
-            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
-        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
-            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
-            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
-        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
+    from net_starts as n
+    inner join declared_networks() as r
+        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
+        and n.first_ts between r.valid_from and r.valid_to
     union
     select distinct src_net from pairs where src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
 ),

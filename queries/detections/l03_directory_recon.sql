@@ -5,9 +5,11 @@ hypothesis = "Who looks for the interesting mailboxes asks the directory for the
 family = "lateral_movement"
 severity = "medium"
 tables = ["ldap_days", "context_days", "edge_days", "first_seen"]
-needs = ["ldap_days"]
+needs = []
 identity = ["tenant_id", "principal_id", "kind", "first_day"]
 explanation = "{principal_id:Name} searched the directory[ of tenant {tenant_id}] as it never had {first_seen:span}[ from {source_networks:nets}]: {n_searches:count search/searches}[, {n_entries:some entry/entries} returned][, {filter}].[ {reasons}][ {follow}]"
+step = "{first_seen:Days}, {principal_id:name} searched the directory as it never had[, with {n_entries:some entry/entries} returned].[ {follow}]"
+why = "[{reasons}]"
 false_positives = [
   "the directory synchronisation gets a new filter: its configuration changed on that day, and the old filter stops",
   "a new product that reads the directory, or an inventory by the administrators",
@@ -44,6 +46,19 @@ parameters = [
   { name = "follow_days", default = 14, help = "days after the search in which the mailboxes are opened" },
   { name = "min_mailboxes", default = 3, help = "mailboxes opened for the first time from which it follows from the search" },
 ]
+
+[[branches]]
+name = "directory searches"
+needs = ["ldap_days"]
+
+[[branches]]
+name = "look-ups over the mail interface"
+needs = ["context_days"]
+
+[[subjects]]
+part = "directory searches"
+sql = "select exists (select 1 from habits)"
+reason = "no account searched the directory on $min_active_days days before the window: no search can be new to it"
 
 [evidence]
 table = "access_events"

@@ -8,6 +8,8 @@ tables = ["context_days", "first_seen"]
 needs = ["context_days"]
 identity = ["tenant_id", "level", "source", "first_day"]
 explanation = "From {whence} {n_failed:count account was/accounts were} tried[ in tenant {tenant_id}] {first_seen:span}, {n_tries:count refused sign-in}, at most {max_tries} on each.[ {broken:list} let somebody in, over {protocols:protocols}: {n_ops:count operation}.][ {remark}]"
+step = "{first_seen:Days}, {n_failed:count account was/accounts were} tried from {whence} with {n_tries:count refused sign-in}[; {broken:list} let somebody in]."
+why = "So many accounts were not refused on any day before."
 false_positives = [
   "a gateway or proxy through which all users come, while the directory behind it is down",
   "a change of password policy, after which many clients offer the old one",
@@ -43,6 +45,10 @@ parameters = [
   { name = "spread_nets", default = 10, help = "networks that a spray without common source must come from" },
   { name = "follow_hours", default = 72, help = "hours after the last try in which a success counts" },
 ]
+
+[[subjects]]
+sql = "select exists (select 1 from refused)"
+reason = "no refused sign-in of the logs names both an account and an address"
 
 [evidence]
 table = "access_events"

@@ -5,9 +5,11 @@ hypothesis = "Who adds a key, a permission or a role to get at mail uses it soon
 family = "lateral_movement"
 severity = "high"
 tables = ["change_events", "context_days", "edge_days", "first_seen", "credentials", "bindings", "mailboxes", "tenants"]
-needs = ["context_days"]
+needs = []
 identity = ["tenant_id", "kind", "beneficiary", "changed_day"]
 explanation = "{beneficiary:Name} got {granted} on {changed_at}[ from {changed_by}] and used it to read mail, {hours:count hour} later at first: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ in {n_mailboxes:some mailbox/mailboxes}][ from {source_networks:nets}].[ {remark}]"
+step = "On {changed_at}, {beneficiary:name} got {granted}[ from {changed_by}], and used it to read mail {hours:count hour} later."
+why = "[{remark}]"
 false_positives = [
   "a new integration whose owner forgot to announce it: look for the change record and the vendor's onboarding",
   "a planned rotation that also moves the integration to other servers",
@@ -46,8 +48,16 @@ parameters = [
 ]
 
 [[requires]]
-sql = "select exists (select 1 from change_events)"
-reason = "no directory or administrator audit was ingested: no change of keys, consents, roles or permissions is known"
+sql = "select exists (select 1 from change_events where date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date))"
+reason = "no directory or administrator audit of the window or the $slow_days days before was ingested: no change of keys, consents, roles or permissions is known"
+
+[[branches]]
+name = "keys and permissions of applications"
+needs = ["context_days"]
+
+[[branches]]
+name = "roles and mailboxes given to accounts"
+needs = ["edge_days"]
 
 [evidence]
 table = "access_events"
@@ -102,11 +112,12 @@ key_users as (
     select k.event_uid, k.ts, k.credential_id, u.tenant_id, u.id
     from keys as k
     inner join (
-        select credential_id, tenant_id, unnest([principal_id, app_id]) as id, last_ts
+        select credential_id, tenant_id, unnest([principal_id, app_id]) as id, max(last_ts) as last_ts
         from context_days
         where date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date)
             and outcome = 'success'
             and credential_id in (select o.credential_id from keys as o)
+        group by credential_id, tenant_id, principal_id, app_id
     ) as u on k.credential_id = u.credential_id and k.ts <= u.last_ts
     where u.id is not null
 ),
@@ -124,7 +135,8 @@ beneficiaries as (
 ),
 
 uses as (
-    select date, tenant_id, protocol, principal_id, app_id, credential_id, src_net, client_fp, n_ops, items, first_ts, last_ts,
+    select row_number() over () as use_id, date, tenant_id, protocol, principal_id, app_id, credential_id, src_net, client_fp,
+        n_ops, items, first_ts, last_ts,
         protocol in ('ews', 'graph', 'imap', 'pop3', 'mapi', 'eas', 'owa', 'exchange')
         and action not in ('signin', 'auth', 'bind', 'connect', 'probe', 'config', 'proxy') as is_data
     from context_days
@@ -140,20 +152,32 @@ named_uses as (
     select app_id as id, * from uses where app_id is not null and app_id is distinct from principal_id
 ),
 
--- The same row may be named by both ids of one beneficiary.
+-- The same row may be named by both ids of one beneficiary. Only what is near a change is joined: there may be thousands.
 linked as (
-    select distinct b.event_uid, b.kind, b.ts, b.credential_id as new_key, u.date, u.tenant_id, u.protocol, u.principal_id,
-        u.app_id, u.credential_id, u.src_net, u.client_fp, u.n_ops, u.items, u.first_ts, u.last_ts, u.is_data
-    from beneficiaries as b
-    inner join named_uses as u on b.id = u.id and coalesce(b.tenant_id, '') = coalesce(u.tenant_id, '')
+    select l.event_uid, l.kind, l.ts, l.new_key, u.*
+    from (
+        select distinct b.event_uid, b.kind, b.ts, b.credential_id as new_key, n.use_id
+        from beneficiaries as b
+        inner join named_uses as n
+            on b.id = n.id and coalesce(b.tenant_id, '') = coalesce(n.tenant_id, '')
+            and cast(b.ts as date) - cast($baseline_days as integer) <= n.date
+            and b.ts + to_days(cast($slow_days as integer)) >= n.first_ts
+    ) as l
+    inner join uses as u on l.use_id = u.use_id
+),
+
+history_days as (
+    select event_uid, tenant_id, date, src_net, max(last_ts) as last_ts,
+        coalesce(sum(n_ops) filter (where is_data and date >= cast(ts as date) - 28), 0) as n_recent
+    from linked
+    where date < cast(ts as date)
+    group by event_uid, tenant_id, date, src_net
 ),
 
 histories as (
     select event_uid, tenant_id, count(distinct date) as n_days, max(last_ts) as last_before, count(distinct src_net) as n_nets,
-        list(distinct src_net) filter (where src_net is not null) as nets,
-        coalesce(sum(n_ops) filter (where is_data and date >= cast(ts as date) - 28), 0) / 4.0 as usual_week
-    from linked
-    where date < cast(ts as date) and date >= cast(ts as date) - cast($baseline_days as integer)
+        list(distinct src_net) filter (where src_net is not null) as nets, sum(n_recent) / 4.0 as usual_week
+    from history_days
     group by event_uid, tenant_id
 ),
 

@@ -8,6 +8,8 @@ tables = ["context_days", "tenants"]
 needs = ["context_days"]
 identity = ["tenant_id", "entity_id", "first_day"]
 explanation = "{entity_id:Name} read mail[ in tenant {tenant_id}] {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ from {source_networks:nets}], but no sign-in of it was logged from {token_hours} hours before on. {normal}[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} read mail without any sign-in in the {token_hours} hours before."
+why = "{normal}"
 false_positives = [
   "one category of sign-ins (non-interactive, service principal) was not exported for some days",
   "an export of the portal, which groups sign-ins, or which holds only the latest",
@@ -45,6 +47,15 @@ parameters = [
 [[requires]]
 sql = "select exists (select 1 from context_days where protocol = 'oauth' and outcome = 'success')"
 reason = "no sign-ins were ingested: nothing tells for which use a token was issued"
+
+[[subjects]]
+sql = "select exists (select 1 from classes)"
+reason = "nowhere are the sign-ins complete: of each tenant there are fewer than $min_account_days account-days of reading before the window, or too many of them without a sign-in"
+
+[[subjects]]
+part = "days of the window"
+sql = "select not exists (select 1 from reading_days semi join classes using (tenant_key, is_service) where date >= cast($window_from as date) and n_unmatched > greatest(1, $max_share * n_accounts))"
+reason = "on some days of the window too many accounts (above a share of $max_share) read without a sign-in: the sign-ins have a gap, and these days say nothing"
 
 [evidence]
 table = "access_events"

@@ -8,6 +8,8 @@ tables = ["context_days", "first_seen", "tenants", "bindings"]
 needs = ["context_days"]
 identity = ["entity_kind", "entity_id", "first_day"]
 explanation = "{entity_id:Name} reached {tenant_ids:tenants} for the first time: {first_seen:span}[, {n_done:ops}][, {n_reads:some operation} on mail][ on {n_items:some item}][, {n_refused:some refused attempt}][ from {source_networks:nets}]. {known}[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} reached {tenant_ids:tenants} for the first time[, with {n_refused:some refused attempt}]."
+why = "{known}"
 false_positives = [
   "a service firm that takes over further customers: look for the contract and the change record",
   "a new customer of the vendor that the reference tables (tenants, bindings) do not name yet",
@@ -43,6 +45,10 @@ parameters = [
 [[requires]]
 sql = "select count(distinct tenant_id) > 1 from first_seen where entity_type = 'tenant'"
 reason = "the archive holds one tenant: there is no other that an identity could come from"
+
+[[subjects]]
+sql = "select exists (select 1 from tenant_starts where first_ts < $window_from)"
+reason = "the logs of every tenant begin in the window: nobody can be new to a tenant"
 
 [evidence]
 table = "access_events"

@@ -44,6 +44,10 @@ parameters = [
   { name = "many", default = 100, help = "mailboxes from which a burst is critical" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from edge_days where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date) and coalesce(logon_type, '') <> 'owner' group by tenant_id having date_diff('day', min(date), cast($window_to as date)) > $min_history_days)"
+reason = "no tenant's log names mailboxes opened by others for more than $min_history_days days"
+
 [evidence]
 table = "access_events"
 where = "mailbox_id is not null and outcome <> 'failure' and coalesce(logon_type, '') <> 'owner'"

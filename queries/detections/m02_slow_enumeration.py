@@ -10,6 +10,8 @@ tables = ["edge_days", "context_days", "mailboxes", "tenants", "networks"]
 needs = ["edge_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
 explanation = "{actor_id:Name} opened {n_mailboxes:count mailbox/mailboxes} of others[ in tenant {tenant_id}], {n_new} of them for the first time, on {n_days:count day} {first_seen:span}[ from {source_networks:nets}]: {n_ops:ops}[ on {n_items:some item}][, {n_bytes:size}]. {normal}"
+step = "{first_seen:Days}, {actor_id:name} opened {n_mailboxes:count mailbox/mailboxes} of others, {n_new} for the first time, on {n_days:count day}."
+why = "{normal}"
 false_positives = [
   "a new member of a help desk, or an assistant whose duties grow",
   "a product that is rolled out mailbox by mailbox",
@@ -48,6 +50,10 @@ parameters = [
   { name = "lift", default = 3.0, help = "how many times its former pace an application must then have" },
   { name = "new_mailbox_days", default = 14, help = "age of a mailbox below which its first access by another is part of its set-up" },
 ]
+
+[[subjects]]
+sql = "select exists (select 1 from edge_days where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date) and coalesce(logon_type, '') <> 'owner' group by tenant_id, actor_id having date_diff('day', min(date), cast($window_to as date)) > $min_history_days)"
+reason = "nobody who opens mailboxes of others has been in the logs for more than $min_history_days days"
 
 [evidence]
 table = "access_events"

@@ -8,6 +8,8 @@ tables = ["edge_days", "context_days", "first_seen", "mailboxes", "tenants"]
 needs = ["context_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
 explanation = "{actor_id:Name} synchronised [{n_folders:some folder} of ]{n_mailboxes:count mailbox/mailboxes}[ in tenant {tenant_id}] {first_seen:span}[ from {source_networks:nets}]: {n_ops:ops}. {normal} All items of a synchronised folder count as taken.[ {remark}]"
+step = "{first_seen:Days}, {actor_id:name} synchronised [{n_folders:some folder} of ]{n_mailboxes:count mailbox/mailboxes}, whose items all count as taken."
+why = "{normal}"
 false_positives = [
   "a new deputy whose mail client keeps a copy, where the log of the grant is missing",
   "a new computer that is set up on a journey",
@@ -40,6 +42,10 @@ parameters = [
 [[requires]]
 sql = "select exists(select 1 from edge_days where access_kind is not null) or exists(select 1 from access_events where access_kind is not null)"
 reason = "no log tells synchronised folders from single items (MailItemsAccessed does)"
+
+[[subjects]]
+sql = "select exists (select 1 from log_begins where protocol in ('exchange', 'ews', 'graph', 'mapi', 'owa', 'eas') and began_at + to_days(cast($min_history_days as integer)) < $window_to)"
+reason = "no tenant's mailbox log goes back more than $min_history_days days: every synchronisation looks new"
 
 [evidence]
 table = "access_events"

@@ -5,9 +5,11 @@ hypothesis = "Whoever got the right to act as other users reads mailboxes that t
 family = "mailbox_access"
 severity = "high"
 tables = ["edge_days", "context_days", "bindings", "mailboxes", "tenants"]
-needs = ["context_days"]
+needs = []
 identity = ["tenant_id", "kind", "actor_key", "first_day"]
 explanation = "[{actor_id:Name}][{stranger}] {what} {first_seen:span}[ from {source_networks:nets}][ in tenant {tenant_id}]: {n_ops:count operation}[ on {n_items:some item}][ in {n_mailboxes:some mailbox/mailboxes}]. {normal}[ {remark}]"
+step = "{first_seen:Days}, [{actor_id:name}][{stranger}] {what}[, {n_mailboxes:some mailbox/mailboxes} in all]."
+why = "{normal}"
 false_positives = [
   "an assistant, a help desk or a new deputy who was given several mailboxes, where the log of that grant is missing",
   "a product that begins its work under an account of its own",
@@ -42,6 +44,19 @@ parameters = [
   { name = "min_pairs_of_user", default = 5, help = "new mailboxes from which a delegate is reported" },
   { name = "new_mailbox_days", default = 14, help = "age of a mailbox below which its first access by another is part of its set-up" },
 ]
+
+[[branches]]
+name = "pairs of account and mailbox"
+needs = ["edge_days"]
+
+[[branches]]
+name = "single requests"
+needs = ["access_events"]
+
+[[subjects]]
+part = "pairs of account and mailbox"
+sql = "select exists (select 1 from log_begins where (tenant_id, protocol) in (select (e.tenant_id, e.protocol) from edges as e) and began_at + to_days(cast($min_history_days as integer)) < $window_to)"
+reason = "no tenant's mailbox log goes back more than $min_history_days days: every pair looks new"
 
 [evidence]
 table = "access_events"

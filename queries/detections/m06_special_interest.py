@@ -10,6 +10,8 @@ tables = ["edge_days", "context_days", "mailboxes", "tenants", "networks"]
 needs = ["edge_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
 explanation = "{n_vip} of the {n_known:count mailbox/mailboxes} that {actor_id:name} {what}[ in tenant {tenant_id}] {first_seen:span}[ from {source_networks:nets}] are of special interest, as are {n_all_vip} of all {n_all}: by chance that happens once in {once:count choice}. {normal}"
+step = "{first_seen:Days}, {n_vip} of the {n_known:count mailbox/mailboxes} that {actor_id:name} {what} were of special interest."
+why = "By chance that happens once in {once:count choice}."
 false_positives = [
   "a new assistant of several directors, where the log of the grant is missing",
   "a help desk for directors, or a product that is bought for them alone",
@@ -44,6 +46,10 @@ parameters = [
 [[requires]]
 sql = "select exists(select 1 from mailboxes where vip)"
 reason = "no mailbox is marked as of special interest (column vip of the table mailboxes)"
+
+[[subjects]]
+sql = "select exists (select 1 from edge_days where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date) and coalesce(logon_type, '') <> 'owner' group by tenant_id, actor_id having date_diff('day', min(date), cast($window_to as date)) > $min_history_days)"
+reason = "nobody who opens mailboxes of others has been in the logs for more than $min_history_days days"
 
 [evidence]
 table = "access_events"

@@ -10,6 +10,8 @@ tables = ["edge_days", "context_days", "mailboxes", "tenants", "networks"]
 needs = ["edge_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
 explanation = "{actor_id:Name} opened {n_mailboxes:count mailbox/mailboxes} of others[ in tenant {tenant_id}] {first_seen:span}[ from {source_networks:nets}] {how}. {normal}"
+step = "{first_seen:Days}, {actor_id:name} opened {n_mailboxes:count mailbox/mailboxes} of others {how}."
+why = "{normal}"
 false_positives = [
   "a backup, archive or migration that begins its work, or is extended to further mailboxes",
   "an administrator's script that runs over a list of mailboxes",
@@ -40,6 +42,10 @@ parameters = [
   { name = "min_run", default = 8, help = "mailboxes one after the other in exactly the order, from which it counts as followed in part" },
   { name = "max_spread", default = 0.1, help = "median deviation of the time between mailboxes, as a share of the median, up to which it is a beat" },
 ]
+
+[[subjects]]
+sql = "select exists (select 1 from edge_days where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date) and coalesce(logon_type, '') <> 'owner' group by tenant_id, actor_id having date_diff('day', min(date), cast($window_to as date)) > $min_history_days)"
+reason = "nobody who opens mailboxes of others has been in the logs for more than $min_history_days days"
 
 [evidence]
 table = "access_events"

@@ -10,6 +10,8 @@ tables = ["edge_days", "mailboxes", "tenants", "networks"]
 needs = ["edge_days"]
 identity = ["tenant_id", "actor_id", "first_day"]
 explanation = "{actor_id:Name} read {folders:list} {first_seen:span}[ from {source_networks:nets}][ in tenant {tenant_id}]: {n_reads} of {n_all_reads:count reading} since[, {n_items:some item}][ of {n_mailboxes:some mailbox/mailboxes}]. In {n_active:count active day} before it read only {usual:list}.[ {remark}]"
+step = "{first_seen:Days}, {actor_id:name} read {folders:list}."
+why = "In {n_active:count active day} before it read only {usual:list}."
 false_positives = [
   "a product whose new release reads more folders",
   "a restore, a migration or a legal search with the same account",
@@ -44,6 +46,10 @@ parameters = [
 [[requires]]
 sql = "select exists(select 1 from access_events where folders is not null)"
 reason = "no log names the folders of the items that were read"
+
+[[subjects]]
+sql = "select exists (select 1 from access_events where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date) and len(folders) > 0 and coalesce(logon_type, '') <> 'owner' group by tenant_id, coalesce(principal_id, app_id) having count(distinct date) > $min_active_days)"
+reason = "no application or administrator has more than $min_active_days days whose log names folders"
 
 [evidence]
 table = "access_events"

@@ -39,6 +39,14 @@ parameters = [
   { name = "min_surprise", default = 1.5, help = "-log10 of the entity's own daily probability of a new source; lowered to what a short history can reach" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from source_days)"
+reason = "no service credential or account shows a client address"
+
+[[subjects]]
+sql = "select exists (select 1 from source_days group by entity_kind, entity_tenant, entity_id having count(distinct date) > $min_active_days)"
+reason = "no service credential or account has more than $min_active_days active days: nothing can be new to it"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"
@@ -46,17 +54,7 @@ time = ["first_seen", "last_seen"]
 follow_sessions = true
 match = { tenant_id = "tenant_ids", "coalesce(credential_id, '')" = "evidence_credentials", "coalesce(principal_id, app_id)" = "actor_ids", src_net = "source_networks" }
 ---*/
-with held_credentials as (
-    select lower(credential_id) as credential_id from credentials
-    union
-    select lower(credential_id) from bindings where credential_id is not null
-),
-
-held_principals as (
-    select lower(principal_id) as principal_id from bindings where principal_id is not null
-),
-
-journal_readers as (
+with journal_readers as (
     select lower(coalesce(credential_id, 'pw:' || principal_id)) as credential_id from bindings where scope = 'journal'
 ),
 
@@ -67,15 +65,11 @@ successors as (
 service_use as (
     select date, tenant_id, protocol, principal_id, principal_type, credential_id, app_id, src_net, src_asn, src_class,
         client_fp, action, n_ops, items, first_ts, last_ts
-    from context_days
-    where date >= cast($window_from as date) - cast($baseline_days as integer)
-        and date <= cast($window_to as date) and first_ts < $window_to
+    from service_days(
+        cast($window_from as date) - cast($baseline_days as integer), cast($window_to as date)
+    )
+    where first_ts < $window_to
         and outcome = 'success' and action <> 'probe' and src_net is not null
-        and (
-            principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select h.credential_id from held_credentials as h)
-            or principal_id in (select h.principal_id from held_principals as h)
-        )
 ),
 
 -- A password belongs to one tenant, a certificate or key may open many; a replaced key hands its history on.
@@ -254,17 +248,8 @@ surprising as (
     where -log10((k + 0.5) / (n + 1)) >= least($min_surprise, log10(2.0 * (n + 1))) - 1e-9
 ),
 
-range_parts as (
-    select kind, valid_from, valid_to, contains(network, ':') as is_ipv6,
-        coalesce(try_cast(nullif(split_part(network, '/', 2), '') as integer), 128) as prefix,
-        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
-    from networks
-    where kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
-),
-
-net_parts as (
-    select src_net, contains(src_net, ':') as is_ipv6,
-        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts, min(first_ts) as first_ts
+net_starts as (
+    select src_net, min(first_ts) as first_ts
     from new_nets
     group by src_net
 ),
@@ -272,17 +257,10 @@ net_parts as (
 -- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
 declared_nets as (
     select n.src_net, max(r.kind) as kind
-    from net_parts as n
-    inner join range_parts as r
-        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
-        and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
-        and if(
-            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
-            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
-        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
-            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
-            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
-        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
+    from net_starts as n
+    inner join declared_networks() as r
+        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
+        and n.first_ts between r.valid_from and r.valid_to
     group by n.src_net
 ),
 

@@ -8,6 +8,8 @@ tables = ["context_days", "credentials", "bindings", "contexts", "networks", "te
 needs = ["context_days"]
 identity = ["entity_kind", "entity_tenant", "entity_id", "source", "place"]
 explanation = "{entity_id:Name} was used from {source_networks:nets}, outside the networks declared for it: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ at {tenant_ids:tenants}][, {n_refused:some refused attempt} besides]. {list_state}[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} was used from {source_networks:nets}, outside the networks declared for it."
+why = "{list_state}"
 false_positives = [
   "the list of declared networks is out of date: compare its newest entry with the vendor's published ranges",
   "the address of a Microsoft server instead of the client's in audit records (reported as info where Microsoft's networks are declared)",
@@ -44,6 +46,10 @@ reason = "no egress is declared: networks has no vendor_egress, and contexts nam
 [[requires]]
 sql = "select exists (select 1 from credentials) or exists (select 1 from bindings) or exists (select 1 from contexts)"
 reason = "the reference tables credentials, bindings and contexts name no credential"
+
+[[subjects]]
+sql = "select exists (select 1 from judged_use)"
+reason = "nobody whose networks are declared was seen with a client address in the window"
 
 [evidence]
 table = "access_events"
@@ -135,44 +141,20 @@ judged_use as (
 ),
 
 ranges as (
-    select n.kind, n.owner, null as credential_id, null as principal_id, n.valid_from, n.valid_to, n.network
-    from networks as n
-    where n.kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
+    select kind, owner, null as credential_id, null as principal_id, valid_from, valid_to, first_net, last_net, is_whole
+    from declared_networks()
     union all
-    select 'context' as kind, null as owner, c.credential_id, c.principal_id, c.valid_from, c.valid_to,
-        trim(unnest(string_split(c.networks, ';'))) as network
-    from declaring_contexts as c
-),
-
-range_parts as (
-    select *, contains(network, ':') as is_ipv6,
-        coalesce(
-            try_cast(nullif(split_part(network, '/', 2), '') as integer), if(contains(network, ':'), 128, 32)
-        ) as prefix,
-        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
-    from ranges
-),
-
-net_parts as (
-    select distinct src_net, contains(src_net, ':') as is_ipv6,
-        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts
-    from judged_use
+    select 'context' as kind, null as owner, credential_id, principal_id, valid_from, valid_to, net_first(network) as first_net,
+        net_last(network) as last_net, net_prefix(network) <= if(contains(network, ':'), 48, 24) as is_whole
+    from (select *, trim(unnest(string_split(networks, ';'))) as network from declaring_contexts) as c
+    where net_prefix(network) between 0 and if(contains(network, ':'), 128, 32)
 ),
 
 -- Compared at /24 and /48, the size of src_net: a smaller declared range covers a part of the network only.
 covered_nets as (
-    select n.src_net, r.kind, r.owner, r.credential_id, r.principal_id, r.valid_from, r.valid_to,
-        r.prefix <= if(n.is_ipv6, 48, 24) as is_whole
-    from net_parts as n
-    inner join range_parts as r
-        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 128, 32)
-        and if(
-            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
-            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
-        ) >> greatest(0, if(n.is_ipv6, 48, 24) - r.prefix) = if(
-            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
-            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
-        ) >> greatest(0, if(r.is_ipv6, 48, 24) - r.prefix)
+    select n.src_net, r.kind, r.owner, r.credential_id, r.principal_id, r.valid_from, r.valid_to, r.is_whole
+    from (select distinct src_net from judged_use) as n
+    inner join ranges as r on net_number(n.src_net) between r.first_net and r.last_net
 ),
 
 -- A range speaks for a use when it is the vendor's, the owner's or Microsoft's, or a context gives it to just this caller.

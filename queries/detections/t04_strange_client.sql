@@ -5,9 +5,11 @@ hypothesis = "Who works from inside the expected network still brings other tool
 family = "tenant_connection"
 severity = "medium"
 tables = ["context_days", "credentials", "bindings", "networks"]
-needs = ["context_days"]
+needs = []
 identity = ["class", "entity_kind", "tenant_id", "entity_id", "protocol", "value", "first_day"]
 explanation = "{entity_id:Name} {what}[ at tenant {tenant_id}], from {source_networks:nets} where it is at home: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}]. {normal}[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} {what}, from where it is at home."
+why = "{normal}"
 false_positives = [
   "a new release of the vendor's client that has reached only few tenants yet, or comes on the last days of the window",
   "a support engineer who works with another tool",
@@ -44,32 +46,40 @@ parameters = [
   { name = "min_ops", default = 20, help = "operations that a day must have for its actions to be compared" },
 ]
 
+[[branches]]
+name = "new clients"
+needs = ["context_days"]
+
+[[branches]]
+name = "unusual work"
+needs = ["context_days"]
+
+[[subjects]]
+part = "new clients"
+sql = "select exists (select 1 from active_days group by entity_kind, tenant_key, entity_id, protocol having count(*) > $min_active_days)"
+reason = "no service credential or account shows its client on more than $min_active_days days"
+
+[[subjects]]
+part = "unusual work"
+sql = "select exists (select 1 from usual_divergences)"
+reason = "no service credential or account has $min_active_days days of $min_ops operations before the window"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"
 time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_id", protocol = "protocol", "coalesce(credential_id, principal_id, app_id)" = "entity_id", client_fp = "evidence_clients", src_net = "source_networks" }
 ---*/
-with held as (
-    select lower(credential_id) as credential_id, null as principal_id from credentials
-    union
-    select lower(credential_id) as credential_id, lower(principal_id) as principal_id from bindings
-),
-
-all_use as (
+with all_use as (
     select date, coalesce(tenant_id, '') as tenant_key, protocol, coalesce(credential_id, principal_id, app_id) as entity_id,
         if(credential_id is null, 'principal', 'credential') as entity_kind, credential_id, principal_id, app_id, src_net, src_class,
         client_fp, action, n_ops, items, first_ts, last_ts
-    from context_days
-    where date >= cast($window_from as date) - cast($baseline_days as integer)
-        and date <= cast($window_to as date) and first_ts < $window_to
+    from service_days(
+        cast($window_from as date) - cast($baseline_days as integer), cast($window_to as date)
+    )
+    where first_ts < $window_to
         and outcome = 'success' and action not in ('probe', 'any') and src_net is not null
         and coalesce(credential_id, principal_id, app_id) is not null
-        and (
-            principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select h.credential_id from held as h where h.credential_id is not null)
-            or principal_id in (select h.principal_id from held as h where h.principal_id is not null)
-        )
 ),
 
 -- Networks where the entity is at home: used on at least five days before.

@@ -8,6 +8,8 @@ tables = ["change_events", "context_days", "edge_days", "first_seen", "credentia
 needs = ["context_days"]
 identity = ["level", "tenant_id", "entity_id", "value", "first_day"]
 explanation = "{app_id:Name} {what}[ as {principal_ids:names}] at tenant {tenant_id}: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][, {n_mailboxes:some mailbox/mailboxes} of others]. {normal}[ {remark}]"
+step = "{first_seen:Days}, {app_id:name} {what}[ as {principal_ids:names}]."
+why = "{normal}"
 false_positives = [
   "a newly approved application: look for the consent and who gave it",
   "a vendor's release that changes the interface for all customers within days",
@@ -46,18 +48,18 @@ parameters = [
 sql = "select exists (select 1 from context_days where app_id is not null)"
 reason = "no row of context_days names an application"
 
+[[subjects]]
+sql = "select exists (select 1 from entity_days group by level, tenant_id, entity_id having count(*) > $min_active_days)"
+reason = "no tenant, account or application has more than $min_active_days days on which the logs name applications"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"
 time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_id", app_id = "app_id", "coalesce(principal_id, '')" = "evidence_principals", protocol = "evidence_protocols" }
 ---*/
-with held_principals as (
-    select lower(principal_id) as principal_id from bindings where principal_id is not null
-),
-
 -- Clients and services of Microsoft's own, which come with every tenant; its command-line tools are not among them.
-first_party as (
+with first_party as (
     select unnest([
         '00000002-0000-0ff1-ce00-000000000000', '00000003-0000-0ff1-ce00-000000000000', '00000003-0000-0000-c000-000000000000',
         '00000002-0000-0000-c000-000000000000', 'd3590ed6-52b3-4102-aeff-aad2292ab01c', '27922004-5251-4030-b22d-91ecd9a37ea4',
@@ -71,7 +73,7 @@ app_use as (
     select date, tenant_id, protocol, principal_id, credential_id, app_id, src_net, src_class, client_fp, action, n_ops, items,
         first_ts, last_ts,
         principal_type in ('service_principal', 'service_account', 'computer') or principal_id is null
-            or principal_id in (select h.principal_id from held_principals as h) as is_service,
+            or principal_id in (select h.principal_id from held_principals() as h) as is_service,
         action in ('get_item', 'find_item', 'sync_folder', 'export', 'attachment', 'retr', 'top')
             or (action = 'any' and items > 0) as is_reading
     from context_days

@@ -8,6 +8,8 @@ tables = ["first_seen", "context_days", "credentials", "bindings"]
 needs = ["context_days"]
 identity = ["entity_kind", "tenant_id", "entity_id", "first_day"]
 explanation = "{entity_id:Name} was used again[ at tenant {tenant_id}] after {silent_days:count day} of silence[, from {strange_networks:nets}]: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}]. Before, it was used on {n_active_days:count day}, with no silence above {longest_days:count day}.[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} was used again after {silent_days:count day} of silence."
+why = "Before, it was used on {n_active_days:count day}, with no silence above {longest_days:count day}."
 false_positives = [
   "a yearly job, or a disaster-recovery test",
   "a legal hold or a migration for which an old account is used once more",
@@ -47,6 +49,10 @@ reason = "first_seen has no months of use"
 sql = "select date_diff('day', min(first_ts), max(last_ts)) > 40 from first_seen where attr_type = 'any'"
 reason = "the archive spans fewer than 40 days: no silence can be told from its beginning"
 
+[[subjects]]
+sql = "select exists (select 1 from spells where first_ts < $window_to - to_days(cast($silent_days as integer)) group by entity_kind, tenant_id, entity_id having sum(n_days) >= $min_active_days)"
+reason = "no identity was used on $min_active_days days, $silent_days days before the end: no silence can be told"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"
@@ -54,14 +60,8 @@ time = ["first_seen", "last_seen"]
 follow_sessions = true
 match = { tenant_id = "tenant_id", "coalesce(credential_id, '')" = "evidence_credentials", "coalesce(principal_id, app_id)" = "evidence_principals", src_net = "evidence_networks" }
 ---*/
-with held as (
-    select lower(credential_id) as credential_id, null as principal_id from credentials
-    union
-    select lower(credential_id) as credential_id, lower(principal_id) as principal_id from bindings
-),
-
 -- Months before that of the window are known by their first and last use, the days from then on by their own.
-months as (
+with months as (
     select entity_type as entity_kind, tenant_id, entity_id, first_ts, last_ts, n_days
     from first_seen
     where attr_type = 'any' and entity_type in ('credential', 'principal') and n_days > 0
@@ -72,14 +72,11 @@ months as (
 recent_use as (
     select date, tenant_id, protocol, principal_id, principal_type, credential_id, app_id, src_net, src_asn, client_fp, action,
         n_ops, items, first_ts, last_ts
-    from context_days
-    where date >= date_trunc('month', cast($window_from as date)) and date <= cast($window_to as date) and first_ts < $window_to
+    from service_days(
+        date_trunc('month', cast($window_from as date)), cast($window_to as date)
+    )
+    where first_ts < $window_to
         and outcome = 'success' and action not in ('probe', 'any')
-        and (
-            principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select h.credential_id from held as h where h.credential_id is not null)
-            or principal_id in (select h.principal_id from held as h where h.principal_id is not null)
-        )
 ),
 
 entity_use as (

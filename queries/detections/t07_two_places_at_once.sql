@@ -8,6 +8,8 @@ tables = ["context_days", "credentials", "bindings", "networks"]
 needs = ["context_days"]
 identity = ["entity_kind", "tenant_id", "entity_id", "strange_net", "first_day"]
 explanation = "{entity_id:Name} was used[ at tenant {tenant_id}] from {source_networks:nets} and, within {within_minutes:count minute} before and after, from {usual_networks:list}: {n_returns:count time} {first_seen:span}, {n_ops:ops}. On {n_active_days:count active day} before, these networks had never been used by turns.[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} was used from {source_networks:nets} and from {usual_networks:list} by turns, {n_returns:count time}."
+why = "On {n_active_days:count active day} before, these networks had never been used by turns."
 false_positives = [
   "a second connector or a load balancer goes into service: it goes on for good, with the same client",
   "a proxy or an office network that sends some requests another way",
@@ -40,31 +42,25 @@ parameters = [
   { name = "min_surprise", default = 1.3, help = "-log10 of the credential's own daily probability of a new pair; lowered to what a short history can reach" },
 ]
 
+[[subjects]]
+sql = "select exists (select 1 from net_days group by entity_kind, tenant_id, entity_id having count(distinct date) > $min_active_days)"
+reason = "no service credential or account has more than $min_active_days active days with a client address"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"
 time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_id", "coalesce(credential_id, principal_id, app_id)" = "entity_id", src_net = "evidence_networks" }
 ---*/
-with held as (
-    select lower(credential_id) as credential_id, null as principal_id from credentials
-    union
-    select lower(credential_id) as credential_id, lower(principal_id) as principal_id from bindings
-),
-
-service_use as (
+with service_use as (
     select date, tenant_id, coalesce(credential_id, principal_id, app_id) as entity_id,
         if(credential_id is null, 'principal', 'credential') as entity_kind, src_net, src_asn, src_class, client_fp, hour_bits, first_ts
-    from context_days
-    where date >= cast($window_from as date) - cast($baseline_days as integer)
-        and date <= cast($window_to as date) and first_ts < $window_to
+    from service_days(
+        cast($window_from as date) - cast($baseline_days as integer), cast($window_to as date)
+    )
+    where first_ts < $window_to
         and outcome = 'success' and action <> 'probe' and src_net is not null
         and coalesce(credential_id, principal_id, app_id) is not null
-        and (
-            principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select h.credential_id from held as h where h.credential_id is not null)
-            or principal_id in (select h.principal_id from held as h where h.principal_id is not null)
-        )
 ),
 
 net_days as (
@@ -75,17 +71,8 @@ net_days as (
     group by entity_kind, tenant_id, entity_id, date, src_net
 ),
 
-range_parts as (
-    select kind, contains(network, ':') as is_ipv6,
-        coalesce(try_cast(nullif(split_part(network, '/', 2), '') as integer), 128) as prefix,
-        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
-    from networks
-    where kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
-),
-
-net_parts as (
-    select src_net, contains(src_net, ':') as is_ipv6, max(src_class) as src_class,
-        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts
+nets as (
+    select src_net, max(src_class) as src_class
     from net_days
     where n_nets between 2 and $max_networks
     group by src_net
@@ -94,19 +81,12 @@ net_parts as (
 -- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
 declared_nets as (
     select n.src_net, max(r.kind) as kind
-    from net_parts as n
-    inner join range_parts as r
-        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
-        and if(
-            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
-            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
-        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
-            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
-            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
-        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
+    from nets as n
+    inner join declared_networks() as r
+        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
     group by n.src_net
     union
-    select src_net, src_class as kind from net_parts where src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft', 'private')
+    select src_net, src_class as kind from nets where src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft', 'private')
 ),
 
 -- Networks of one entity that share an hour, or hours that touch, on one day.

@@ -7,9 +7,11 @@ hypothesis = "Whatever the gateway does at a customer's, one of its jobs did: us
 family = "tenant_connection"
 severity = "high"
 tables = ["gateway_jobs", "context_days", "sessions", "credentials", "bindings", "networks"]
-needs = ["context_days", "gateway_jobs"]
+needs = ["gateway_jobs"]
 identity = ["tenant_id", "service", "entity_id", "source_net"]
 explanation = "{entity_id:Name} was used[ at tenant {tenant_id}] {n_unmatched:count time} from {source_networks:nets} without a job of the gateway ({service}): {first_seen:span}[, on {n_items:some item}]. {normal}[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} was used {n_unmatched:count time} without a job of the gateway ({service})."
+why = "{normal}"
 false_positives = [
   "a segment of the gateway's job log that is missing and too small to show as a hole",
   "a manual support session of the vendor, which should have a ticket",
@@ -46,6 +48,18 @@ parameters = [
 [[requires]]
 sql = "select exists (select 1 from gateway_jobs)"
 reason = "no job records of the gateway were ingested (gateway_jobs is empty)"
+
+[[branches]]
+name = "sessions"
+needs = ["sessions"]
+
+[[branches]]
+name = "sign-ins and reads of web services"
+needs = ["access_events"]
+
+[[subjects]]
+sql = "select exists (select 1 from gateway_jobs where date >= cast($window_from as date) and date <= cast($window_to as date) and service <> 'other' group by tenant_id, service having count(*) >= $min_jobs)"
+reason = "no service of a tenant has $min_jobs jobs in the window"
 
 [evidence]
 table = "access_events"

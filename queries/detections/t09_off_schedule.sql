@@ -8,6 +8,8 @@ tables = ["context_days", "credentials", "bindings", "networks"]
 needs = ["context_days"]
 identity = ["entity_kind", "tenant_id", "entity_id", "first_day"]
 explanation = "{entity_id:Name} was used[ at tenant {tenant_id}] on {n_off_days:count day} in hours in which it had not been used in {n_weeks:count week} before ({hours:list}, UTC)[, {strange_source}]: {first_seen:span}. Usually it is used in {n_usual_hours:count hour} of the 168 of a week."
+step = "{first_seen:Days}, {entity_id:name} was used on {n_off_days:count day} in hours that it had not kept in {n_weeks:count week} before."
+why = "Usually it is used in {n_usual_hours:count hour} of the 168 of a week."
 false_positives = [
   "a job that its owner runs more often, or at other times besides the old ones",
   "a backlog after an outage, where the missed hours lie more than a day back",
@@ -43,32 +45,26 @@ parameters = [
 sql = "select date_diff('day', min(date), max(date)) >= 35 from context_days"
 reason = "context_days spans fewer than 35 days: a timetable needs at least four weeks before the window"
 
+[[subjects]]
+sql = "select exists (select 1 from timetables)"
+reason = "no service credential or account was used in $min_weeks weeks before the window and keeps to a timetable"
+
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"
 time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_id", "coalesce(credential_id, principal_id, app_id)" = "entity_id", "date_trunc('hour', ts)" = "odd_hours", src_net = "evidence_networks" }
 ---*/
-with held as (
-    select lower(credential_id) as credential_id, null as principal_id from credentials
-    union
-    select lower(credential_id) as credential_id, lower(principal_id) as principal_id from bindings
-),
-
-service_use as (
+with service_use as (
     select date, coalesce(tenant_id, '') as tenant_key, coalesce(credential_id, principal_id, app_id) as entity_id,
         if(credential_id is null, 'principal', 'credential') as entity_kind, credential_id, principal_id, app_id, protocol, src_net,
         src_class, client_fp, action, n_ops, items, hour_bits
-    from context_days
-    where date >= cast($window_from as date) - 7 * cast($baseline_weeks as integer)
-        and date <= cast($window_to as date) and first_ts < $window_to
+    from service_days(
+        cast($window_from as date) - 7 * cast($baseline_weeks as integer), cast($window_to as date)
+    )
+    where first_ts < $window_to
         and outcome = 'success' and action not in ('probe', 'any')
         and coalesce(credential_id, principal_id, app_id) is not null
-        and (
-            principal_type in ('service_principal', 'service_account', 'computer')
-            or credential_id in (select h.credential_id from held as h where h.credential_id is not null)
-            or principal_id in (select h.principal_id from held as h where h.principal_id is not null)
-        )
 ),
 
 day_bits as (

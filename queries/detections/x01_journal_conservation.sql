@@ -44,6 +44,24 @@ parameters = [
   { name = "steady_hours", default = 12, help = "hours a day (median) in which a mailbox that is not declared as journal must be read to count as polled by a machine" },
 ]
 
+[[branches]]
+name = "new readers"
+needs = ["journal_hours"]
+
+[[branches]]
+name = "balance"
+needs = ["journal_hours"]
+
+[[subjects]]
+part = "new readers"
+sql = "select exists (select 1 from mailbox_days inner join mailbox_kinds using (mailbox_id) group by mailbox_id having count(distinct date) > $min_active_days)"
+reason = "no journal mailbox was read on more than $min_active_days days"
+
+[[subjects]]
+part = "balance"
+sql = "select exists (select 1 from normals where date >= cast($window_from as date) and greatest(n_ledger_days, n_dele_days) >= $min_ledger_days)"
+reason = "no journal mailbox has $min_ledger_days days whose deliveries or deletions are logged"
+
 [evidence]
 table = "access_events"
 where = "protocol = 'pop3'"
@@ -171,43 +189,25 @@ reader_totals as (
     group by n.mailbox_id, n.level, n.src_net, n.client_fp
 ),
 
-range_parts as (
-    select kind, valid_from, valid_to, contains(network, ':') as is_ipv6,
-        coalesce(try_cast(nullif(split_part(network, '/', 2), '') as integer), 128) as prefix,
-        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
-    from networks
-    where kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
-),
-
-net_parts as (
-    select src_net, contains(src_net, ':') as is_ipv6,
-        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts, min(first_ts) as first_ts
+net_starts as (
+    select src_net, min(first_ts) as first_ts
     from new_readers
     group by src_net
 ),
 
 declared_nets as (
     select distinct n.src_net
-    from net_parts as n
-    inner join range_parts as r
-        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
-        and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
-        and if(
-            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
-            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
-        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
-            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
-            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
-        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
+    from net_starts as n
+    inner join declared_networks() as r
+        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
+        and n.first_ts between r.valid_from and r.valid_to
 ),
 
 -- A declared range smaller than src_net: the readers of that network may or may not lie in it.
 partly_declared_nets as (
     select distinct n.src_net
-    from net_parts as n
-    inner join range_parts as r
-        on n.is_ipv6 = r.is_ipv6 and r.prefix > if(n.is_ipv6, 48, 24)
-        and n.parts[1] = r.parts[1] and n.parts[2] = r.parts[2] and n.parts[3] = r.parts[3]
+    from net_starts as n
+    inner join declared_networks() as r on not r.is_whole and net_number(n.src_net) = r.first_net
 ),
 
 reader_findings as (

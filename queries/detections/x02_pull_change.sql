@@ -8,6 +8,8 @@ tables = ["sessions", "first_seen", "context_days", "mailboxes", "networks"]
 needs = ["sessions"]
 identity = ["tenant_id", "protocol", "mailbox_id", "source"]
 explanation = "Mailbox {mailbox_id} was pulled over {protocols:protocols} from {source_networks:nets}, which is new to it: {first_seen:span}, {n_sessions:count session}[, {n_retrieved:some message} retrieved][, {n_top:some head} read][, {n_bytes:size}][, {n_deleted:some message} deleted]. {finding}[ {remark}]"
+step = "{first_seen:Days}, mailbox {mailbox_id} was pulled over {protocols:protocols} from {source_networks:nets}[, {n_retrieved:some message} in all]."
+why = "{finding}"
 false_positives = [
   "the owner sets up a telephone or a second computer: one or two sessions, and the owner signs in from there otherwise too",
   "a migration by a known tool: its source should be declared as a network",
@@ -42,6 +44,10 @@ parameters = [
   { name = "lift", default = 3.0, help = "how many times the largest day before the volume must be" },
   { name = "min_bytes", default = 50000000, help = "bytes from which volume alone counts" },
 ]
+
+[[subjects]]
+sql = "select exists (select 1 from days)"
+reason = "no POP3 or IMAP session names a mailbox and a client address"
 
 [evidence]
 table = "access_events"
@@ -153,17 +159,8 @@ also_owner as (
         and j.flag is not null
 ),
 
-range_parts as (
-    select contains(network, ':') as is_ipv6, valid_from, valid_to,
-        coalesce(try_cast(nullif(split_part(network, '/', 2), '') as integer), 128) as prefix,
-        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
-    from networks
-    where kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
-),
-
-net_parts as (
-    select src_net, contains(src_net, ':') as is_ipv6,
-        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts, min(first_seen) as first_ts
+net_starts as (
+    select src_net, min(first_seen) as first_ts
     from judged
     where flag is not null
     group by src_net
@@ -172,17 +169,10 @@ net_parts as (
 -- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
 declared_nets as (
     select distinct n.src_net
-    from net_parts as n
-    inner join range_parts as r
-        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
-        and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
-        and if(
-            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
-            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
-        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
-            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
-            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
-        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
+    from net_starts as n
+    inner join declared_networks() as r
+        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
+        and n.first_ts between r.valid_from and r.valid_to
 )
 
 select nullif(j.tenant_key, '') as tenant_id, j.protocol, j.mailbox_id, j.src_net as source, j.flag, j.first_seen, j.last_seen,

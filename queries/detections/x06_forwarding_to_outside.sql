@@ -8,6 +8,8 @@ tables = ["change_events", "context_days", "messages", "first_seen", "tenants", 
 needs = ["change_events"]
 identity = ["tenant_id", "kind", "target", "first_object"]
 explanation = "{what} was set[ for {n_boxes:count mailbox/mailboxes}][ in tenant {tenant_id}] {first_seen:span}[ by {changed_by}].[ {flow}][ {remark}]"
+step = "{what} was set {first_seen:days}[ by {changed_by}].[ {flow}]"
+why = "[{remark}]"
 false_positives = [
   "a forwarding that is on the approved list: declare the target as a mailbox in mailboxes.csv",
   "a merger or a move to another provider, during which whole groups forward",

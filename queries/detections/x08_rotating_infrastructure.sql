@@ -8,6 +8,8 @@ tables = ["context_days", "networks"]
 needs = ["context_days"]
 identity = ["entity_kind", "entity_tenant", "entity_id", "first_day"]
 explanation = "{entity_id:Name} was used from {n_nets:count network} on one day[ in {n_asns:some autonomous system}], with a median of {ops_per_net} operations from each: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ at {tenant_ids:tenants}]. In {n_history:count active day} before, the most on one day was {usual_nets}.[ {remark}]"
+step = "{first_seen:Days}, {entity_id:name} was used from {n_nets:count network} on one day."
+why = "In {n_history:count active day} before, the most on one day was {usual_nets}."
 false_positives = [
   "the vendor moves the integration to functions of a cloud without fixed addresses: many tenants show it at once",
   "a user who travels with a mobile connection that changes its network often",
@@ -41,6 +43,10 @@ parameters = [
   { name = "new_share", default = 0.8, help = "share of the networks that the entity never used before" },
   { name = "wide_share", default = 0.3, help = "share of all tenants from which it looks like a change of infrastructure" },
 ]
+
+[[subjects]]
+sql = "select exists (select 1 from judged where last_ts >= $window_from and n_history >= $min_active_days)"
+reason = "nobody seen in the window, from an undeclared network, has $min_active_days active days before"
 
 [evidence]
 table = "access_events"
@@ -107,17 +113,8 @@ known_nets as (
     group by d.entity_kind, d.entity_tenant, d.entity_id, d.date, d.src_net
 ),
 
-range_parts as (
-    select kind, valid_from, valid_to, contains(network, ':') as is_ipv6,
-        coalesce(try_cast(nullif(split_part(network, '/', 2), '') as integer), 128) as prefix,
-        string_split(split_part(network, '/', 1), if(contains(network, ':'), ':', '.')) as parts
-    from networks
-    where kind in ('vendor_egress', 'vendor', 'corporate', 'microsoft')
-),
-
-net_parts as (
-    select src_net, contains(src_net, ':') as is_ipv6,
-        string_split(split_part(src_net, '/', 1), if(contains(src_net, ':'), ':', '.')) as parts, min(first_ts) as first_ts
+net_starts as (
+    select src_net, min(first_ts) as first_ts
     from day_nets
     group by src_net
 ),
@@ -125,17 +122,10 @@ net_parts as (
 -- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
 declared_nets as (
     select distinct n.src_net
-    from net_parts as n
-    inner join range_parts as r
-        on n.is_ipv6 = r.is_ipv6 and r.prefix between 0 and if(n.is_ipv6, 48, 24)
-        and coalesce(r.valid_from, n.first_ts) <= n.first_ts and coalesce(r.valid_to, n.first_ts) >= n.first_ts
-        and if(
-            n.is_ipv6, try_cast('0x' || lpad(n.parts[1], 4, '0') || lpad(n.parts[2], 4, '0') || lpad(n.parts[3], 4, '0') as bigint),
-            try_cast(n.parts[1] as bigint) * 65536 + try_cast(n.parts[2] as bigint) * 256 + try_cast(n.parts[3] as bigint)
-        ) >> (if(n.is_ipv6, 48, 24) - r.prefix) = if(
-            r.is_ipv6, try_cast('0x' || lpad(r.parts[1], 4, '0') || lpad(r.parts[2], 4, '0') || lpad(r.parts[3], 4, '0') as bigint),
-            try_cast(r.parts[1] as bigint) * 65536 + try_cast(r.parts[2] as bigint) * 256 + try_cast(r.parts[3] as bigint)
-        ) >> (if(r.is_ipv6, 48, 24) - r.prefix)
+    from net_starts as n
+    inner join declared_networks() as r
+        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
+        and n.first_ts between r.valid_from and r.valid_to
 ),
 
 strange_nets as (

@@ -5,9 +5,11 @@ hypothesis = "Who reads mail unseen first takes care that it is not written down
 family = "exfiltration"
 severity = "high"
 tables = ["change_events", "context_days", "coverage_hours", "mailboxes"]
-needs = ["context_days"]
+needs = []
 identity = ["tenant_id", "kind", "object_id", "first_day"]
 explanation = "{what}[ {object_name}][ in tenant {tenant_id}] {first_seen:span}[ by {changed_by}].[ {silence}][ {remark}]"
+step = "{what}[ {object_name}] {first_seen:days}[ by {changed_by}]."
+why = "[{silence}]"
 false_positives = [
   "a licence true-up or a leaver: the same change for many, driven by the personnel office",
   "a change of the audit configuration that was announced",
@@ -43,6 +45,23 @@ parameters = [
   { name = "min_log_hours", default = 6, help = "silent hours in a row, at least, of a log, whoever it tells of" },
   { name = "max_probability", default = 0.000001, help = "how likely the silence may be by chance, from the source's own busy hours" },
 ]
+
+[[branches]]
+name = "audit that is switched off"
+needs = ["change_events"]
+
+[[branches]]
+name = "sources that fall silent"
+needs = ["context_days"]
+
+[[branches]]
+name = "logs that fall silent"
+needs = ["coverage_hours"]
+
+[[subjects]]
+part = "sources that fall silent"
+sql = "select exists (select 1 from busy_sources)"
+reason = "no source of a tenant has 14 days and usually $min_people people: silence says nothing"
 
 [evidence]
 table = "change_events"

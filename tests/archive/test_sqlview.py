@@ -7,11 +7,13 @@ from pathlib import Path
 import duckdb
 import polars as pl
 import pytest
+from deltalake import write_deltalake
 
 from archive.sqlview import check_read_only, identifier, literal
 from archive.store import Archive
 from data_contracts import contract, names
 from data_contracts.errors import UsageError
+from queries.engine import hunt
 
 BEGIN = datetime(2021, 1, 10, 23, 30, tzinfo=UTC)
 
@@ -41,6 +43,52 @@ def con(archive: Archive) -> Iterator[duckdb.DuckDBPyConnection]:
 def test_every_contract_is_a_view(con: duckdb.DuckDBPyConnection) -> None:
     assert tuple(name for (name,) in con.execute("show tables").fetchall()) == names()
     assert con.execute("select count(*) from mail_events").fetchone() == (0,)
+
+
+def older(rows: pl.DataFrame, folder: Path, *, without: tuple[str, ...]) -> None:
+    """Rows as they were stored under a contract that had no such columns yet."""
+    write_deltalake(str(folder), rows.drop(without), partition_by=["date"])
+
+
+def test_columns_that_a_table_got_later_are_null_in_its_older_files(tmp_path: Path) -> None:
+    own = Archive.create(tmp_path / "a")
+    folder, without = tmp_path / "a" / "tables" / "access_events", ("token_id", "folders", "retr_count")
+    older(rows(2), folder, without=without)
+    with own.connect() as con:
+        assert con.execute("select count(*), count(token_id), count(folders) from access_events").fetchall() == [
+            (2, 0, 0)
+        ]
+        typed = dict(con.execute("select column_name, column_type from (describe access_events)").fetchall())
+        assert (typed["token_id"], typed["folders"], typed["retr_count"]) == ("VARCHAR", "VARCHAR[]", "BIGINT")
+    later = rows(3).with_columns(pl.lit("t1").alias("token_id"), pl.lit(7, pl.Int64).alias("retr_count"))
+    own.append("access_events", later)
+    with own.connect() as con:
+        held = con.execute(
+            "select date, count(token_id), sum(retr_count), count(folders) from access_events group by 1 order by 1"
+        )
+        assert [row[1:] for row in held.fetchall()] == [(1, 7, 0), (1, 7, 0), (1, 7, 0)]
+        (plan,) = con.execute("explain select count(token_id) from access_events where date = '2021-01-11'").fetchall()
+        assert "Scanning Files: 2/5" in plan[1]
+    assert own.scan("access_events").select(pl.col("token_id").is_not_null().sum()).collect().item() == 3
+
+
+@pytest.mark.parametrize("table", ["context_days", "mail_events", "change_events", "edge_days", "sessions"])
+def test_a_hunt_runs_over_tables_of_an_older_contract(tmp_path: Path, table: str) -> None:
+    own = Archive.create(tmp_path / "a")
+    needed = {"date"} | {column.name for column in contract(table).columns if column.required}
+    row = {"date": BEGIN.date()}
+    full = pl.DataFrame([row], schema=contract(table).polars_schema)
+    lacking = tuple(name for name in full.columns if name not in needed)[-3:]
+    older(full, tmp_path / "a" / "tables" / table, without=lacking)
+    with own.connect() as con:
+        result = hunt(con)
+    assert not [item for item in result.detections_skipped if item.reason.startswith("failed")]
+
+
+def test_macros_are_there_for_the_tables_that_they_read(archive: Archive, con: duckdb.DuckDBPyConnection) -> None:
+    assert con.execute("select count(*) from service_days(date '2021-01-01', date '2021-01-31')").fetchone() == (0,)
+    with archive.connect(tables=["access_events"]) as few, pytest.raises(duckdb.Error):
+        few.execute("from declared_networks()")
 
 
 def test_days_prune_files(con: duckdb.DuckDBPyConnection) -> None:

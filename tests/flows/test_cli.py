@@ -212,7 +212,7 @@ def test_sql_gives_the_hostile_text_back_exactly_where_data_is_asked_for(place: 
 
 
 def test_hunt_json_has_the_promised_shape(hunt: Any, place: Path) -> None:
-    shape = "run_id window archive_version detections_run detections_skipped cases limits"
+    shape = "run_id window archive_version detections_run detections_skipped detections_without_subjects cases limits"
     assert list(hunt) == shape.split()
     assert list(hunt["window"]) == ["from", "to"]
     (case,) = [c for c in hunt["cases"] if c["entities"]["source_networks"] == ["198.51.100.0/24"]]

@@ -196,6 +196,8 @@ def test_new_ongoing_changed_and_gone(archive: Archive) -> None:
     assert cases["gone"][0]["why"] == ["not found any more"]
     text = "\n".join(since_lines({"since": since}))
     assert "cases: 1 new, 1 changed, 0 ongoing, 1 gone" in text
+    assert "gone findings: 1 not found any more" in text
+    assert f"changed: case 1, C-{1:016x} (critical): " in text
     json.dumps(since)
 
 

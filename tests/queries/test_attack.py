@@ -104,3 +104,7 @@ def test_the_layer_is_of_format_4_5() -> None:
     }
     assert layer["gradient"]["maxValue"] == max(scores.values())
     assert all(entry["comment"] and "tactic" not in entry for entry in layer["techniques"])
+
+
+def test_the_catalogue_names_techniques_as_attack_does() -> None:
+    assert attack.differences(load()) == ()

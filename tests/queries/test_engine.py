@@ -64,6 +64,7 @@ def test_json_has_exactly_the_documented_shape() -> None:
         "archive_version",
         "detections_run",
         "detections_skipped",
+        "detections_without_subjects",
         "cases",
         "limits",
     ]
@@ -86,6 +87,9 @@ def test_json_has_exactly_the_documented_shape() -> None:
     assert {"M01", "T03", "X01"} <= skipped
     assert sorted({*skipped, *document["detections_run"]}) == [d.id for d in catalogue.catalogue()]
     assert all(skipped["reason"] for skipped in document["detections_skipped"])
+    nobody = document["detections_without_subjects"]
+    assert {one["id"] for one in nobody} <= set(document["detections_run"])
+    assert all(set(one) == {"id", "part", "reason"} and one["reason"] for one in nobody)
 
 
 def test_hostile_values_stay_values() -> None:

@@ -11,7 +11,7 @@ from queries.cases import Surroundings, build
 from queries.findings import ENTITIES
 from queries.testing import database, read_cases
 from queries.text import fill, grouped, named, networks, one_in, size, span
-from queries.wording import heading
+from queries.wording import heading, summary
 
 THUMBPRINT = "9e4efe319090e416667c36140d19ca08e4bcbb74"
 GUID = "829b326f-f5c8-a819-7019-960cd6431761"
@@ -82,7 +82,36 @@ def test_findings_are_told_in_plain_words(case: Any) -> None:
             entry |= {"title": finding.title, "severity": finding.severity, "entities": entities}
         line = heading(answer)
         assert len(line) <= 120
-        assert len(told.summary.split()) <= 100
-        for text in (line, told.summary, *(finding.explanation for finding in told.findings)):
+        assert len(told.summary.split()) <= 125
+        sentences = [text for finding in told.findings for text in (finding.explanation, finding.step, finding.why)]
+        for text in (line, told.summary, *filter(None, sentences)):
             assert text[0].isupper() or text[0].isdigit()
+            assert "Also found" not in text
             assert not [word for word in INTERNAL if word in text], text
+
+
+def test_every_detection_has_a_sentence_for_a_case() -> None:
+    own = {"T01", "T03", "L01", "M01", "X01"}  # told by queries.wording from several findings at once
+    assert {detection.id for detection in catalogue.catalogue() if not (detection.step and detection.why)} == own
+
+
+def test_a_case_tells_in_order_of_time_what_happened_and_why_it_is_unusual() -> None:
+    found = []
+    for name, of in (("t06_dormant_credential", "T06"), ("m03_read_volume", "M03")):
+        case = next(case for case in read_cases(FOLDER / f"{name}.toml") if case.expect)
+        window = {
+            "window_from": datetime.combine(case.window_from, time(), UTC),
+            "window_to": datetime.combine(case.window_to, time(), UTC) + timedelta(days=1),
+        }
+        detection = catalogue.find(of)
+        held = engine.run_detection(database(case.given), detection, detection.values(case.params) | window)
+        assert not isinstance(held, str)
+        found += held
+    found.sort(key=lambda finding: finding.first_seen)
+    told = summary(found, {key: tuple(sorted({v for f in found for v in f.entities[key]})) for key in ENTITIES})
+    places = [told.find(finding.step) for finding in found]
+    assert places == sorted(places)
+    assert places[0] > 0
+    strongest = max(found, key=lambda finding: finding.score)
+    assert told.endswith(strongest.why)
+    assert "Also found" not in told

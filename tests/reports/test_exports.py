@@ -89,3 +89,25 @@ def test_the_hashes_of_the_manifest_hold() -> None:
         {"log": "1"},
         {"T01": "a"},
     )
+
+
+def test_a_row_says_what_was_judged_and_what_was_suppressed_alike() -> None:
+    judged = {
+        "state": "benign",
+        "who": "=ana",
+        "at": "2021-02-05T09:00:00Z",
+        "reason": "CHG-4711",
+        "duplicate_of": None,
+    }
+    found = hunt(finding(1, triage=judged), finding(2))
+    found["suppressed"] = {"findings": [{"detection": "T01"}, {"detection": "T01"}, {"detection": "X01"}]}
+    first, second = csv.DictReader(io.StringIO(findings_csv(found)))
+    assert [first[f"triage_{name}"] for name in ("state", "by", "at", "reason")] == [
+        "benign",
+        "'=ana",
+        "2021-02-05T09:00:00Z",
+        "CHG-4711",
+    ]
+    assert (second["triage_state"], second["triage_by"]) == ("new", "")
+    assert first["suppressed_alike"] == second["suppressed_alike"] == "2"
+    assert findings_rows(hunt(finding(1)))[0]["suppressed_alike"] == 0

@@ -77,6 +77,7 @@ def material(text: str = "svc-mail", *, cases: int = 1, **changed: Any) -> Mater
         "archive_version": {"findings": 2},
         "detections_run": ["T01"],
         "detections_skipped": [{"id": "X01", "reason": text}],
+        "detections_without_subjects": [{"id": "L06", "part": text, "reason": text}],
         "cases": found,
         "limits": [text],
         "beyond_budget": changed.pop("beyond_budget", 0),
@@ -178,7 +179,9 @@ def test_the_summary_says_how_much_who_and_how_far() -> None:
     )
     assert "**Case 1 (critical).** Credential svc-mail used from a new network at tenant svc-mail." in text
     assert "- Credentials to revoke or clear: svc-mail" in text
-    assert "1 limit of these logs is stated below, and 1 detection could not run." in text
+    bounds = "and 1 detection could not run; 1 detection could judge nobody, or not everybody."
+    assert f"1 limit of these logs is stated below, {bounds}" in text
+    assert "- Detection L06 ran, but could judge nobody" in markdown(material(cases=2))
 
 
 def test_an_analyst_finds_each_evidence_row() -> None:
