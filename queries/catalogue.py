@@ -82,7 +82,12 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One detection as its file states it."""
+    """One detection as its file states it.
+
+    Attributes:
+        parts: statements over one event table each, where it takes several; it has no statement of its own then.
+        text: its source, where that is not the file at `path` (a rule that was imported into an archive).
+    """
 
     id: str
     stem: str
@@ -104,6 +109,13 @@ class Detection:
     evidence: EvidenceRule
     sql: str | None = None
     detect: Detect | None = None
+    parts: tuple["Detection", ...] = ()
+    text: str | None = None
+
+    @property
+    def source(self) -> str:
+        """Its source as a person reads it."""
+        return self.path.read_text("utf-8") if self.text is None else self.text
 
     @property
     def techniques(self) -> tuple[str, ...]:
