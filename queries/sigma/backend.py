@@ -17,6 +17,7 @@ from sigma.exceptions import SigmaError
 from sigma.types import (
     CompareOperators,
     SigmaRegularExpressionFlag,
+    SigmaString,
     SpecialChars,
     TimestampPart,
 )
@@ -57,6 +58,7 @@ class DuckDB(TextQueryBackend):
     """Conditions over one event table. `notes` tells where a condition means less here than in the rule."""
 
     name = "DuckDB over the event tables"
+    convert_or_as_in = True
 
     def __init__(self, columns: Mapping[str, Column]) -> None:
         super().__init__()
@@ -89,8 +91,15 @@ class DuckDB(TextQueryBackend):
         return [str(self.convert_condition(arg, state)) for arg in cond.args if arg is not None]
 
     def convert_condition_as_in_expression(self, cond: Any, state: Any) -> str:
-        """Never asked for: values are compared one by one."""
-        return self.convert_condition_or(cond, state)
+        """One of several whole texts: one comparison with a list in place of many."""
+        column = self.column(cond.args[0].field)
+        values = [arg.value for arg in cond.args]
+        simple = all(type(value) is SigmaString and len(value.s) == 1 for value in values)
+        if not simple or column.kind not in ("text", "operation", "address"):
+            return self.convert_condition_or(cond, state)
+        texts = [parts[0] for value in values if (parts := _operation(value.s) if _is_op(column) else value.s)]
+        listed = ", ".join(f"lower({literal(text)})" for text in dict.fromkeys(texts))
+        return _over(column, lambda sql: f"lower({sql}) in ({listed})")
 
     # Comparisons
 
@@ -114,7 +123,7 @@ class DuckDB(TextQueryBackend):
             return _scalar(column, cond.field, parts)
         if column.kind == "time":
             raise NotMappedError(f"field {plain(cond.field)} is a time: text cannot be compared with it")
-        if column.kind == "operation":
+        if _is_op(column):
             parts = _operation(parts)
         if column.kind == "joined":
             _check_joined(cond.field, parts)
@@ -302,6 +311,10 @@ def _pattern(parts: Sequence[Part], *, cased: bool) -> Test:
 
 def _escaped(text: str) -> str:
     return "".join("\\" + character if character in _SPECIAL else character for character in text)
+
+
+def _is_op(column: Column) -> bool:
+    return column.kind == "operation"
 
 
 def _operation(parts: Sequence[Part]) -> list[Part]:

@@ -84,7 +84,7 @@ def _documents(text: str) -> Iterator[Document]:
 def _spans(text: str) -> list[tuple[int, int]]:
     """Where each document begins and ends, in characters. The limits are checked on the way."""
     spans, depth, begin = [], 0, 0
-    for nodes, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader), 1):
+    for nodes, event in enumerate(yaml.parse(text, Loader=_Loader), 1):
         if isinstance(event, yaml.AliasEvent):
             raise RefusedError("YAML aliases are not taken: write the values out")
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):

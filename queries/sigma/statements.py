@@ -84,9 +84,11 @@ def plain_rule(matched: Matched, title: str, *, is_loud: bool) -> tuple[str, Evi
     most = MOST_ACTORS if is_loud else 0
     sql = f"""
 with matched as materialized (
-    select tenant_id, coalesce({actor}, '') as actor, ts, {facts(table)}
+    select tenant_id, coalesce({actor}, '') as actor, {facts(table)},
+        min(ts) as first_ts, max(ts) as last_ts, count(*) as n
     from {table}
     where {in_window()} and {matched.where}
+    group by all
 ),
 spread as (select tenant_id, count(distinct actor) as n_actors from matched group by tenant_id),
 keyed as (
@@ -112,7 +114,10 @@ order by tenant_id, actor_key
 
 
 def aggregates(is_named: str) -> str:
-    """What a finding tells of its events. Entities of a finding about many are named only where they are few."""
+    """What a finding tells of its events, from rows of them with first_ts, last_ts and n.
+
+    Entities of a finding about many actors are named only where they are few.
+    """
 
     def values(column: str) -> str:
         return f"list_sort(list(distinct {column}) filter ({column} is not null))[:{MOST_SHOWN}]"
@@ -121,8 +126,8 @@ def aggregates(is_named: str) -> str:
         return f"case when {is_named} or count(distinct {column}) <= {FEW} then {values(column)} end"
 
     return (
-        "min(ts) as first_seen, max(ts) as last_seen, count(*) as n_events,"
-        " count(distinct date_trunc('day', ts)) as n_days, 1.0 as confidence, 1.0 as impact,"
+        "min(first_ts) as first_seen, max(last_ts) as last_seen, cast(sum(n) as bigint) as n_events,"
+        " 1.0 as confidence, 1.0 as impact,"
         f" {values('operation')} as operations, {entities('principal_id')} as principal_ids,"
         f" {entities('app_id')} as app_ids, {entities('credential_id')} as credential_ids,"
         f" {entities('src_net')} as source_networks, {entities('mailbox_id')} as mailboxes"
@@ -176,7 +181,8 @@ found as (
 ),
 ranked as (select *, count(*) over () as n_groups, count(*) over () <= {max(most, 1)} as is_named from found),
 keyed as (
-    select b.*, f.n_groups, f.is_named, case when f.is_named then {shown} end as actor_key,
+    select b.*, b.ts as first_ts, b.ts as last_ts, 1 as n, f.n_groups, f.is_named,
+        case when f.is_named then {shown} end as actor_key,
         {", ".join(named) + ", " if named else ""}f.n_hits
     from base as b inner join ranked as f
         on b.ts between f.begins and f.ends{"".join(f" and b.g{n} = f.g{n}" for n in range(n_groups))}

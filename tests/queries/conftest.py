@@ -1,6 +1,7 @@
 """Sigma rules over small events, for the tests about them."""
 
 import ipaddress
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -159,6 +160,8 @@ class Sigma:
 
 
 @pytest.fixture(scope="session")
-def sigma() -> Sigma:
+def sigma() -> Iterator[Sigma]:
     """Rules, rows, and what matches."""
-    return Sigma()
+    yield Sigma()
+    tables_of_contracts().close()
+    tables_of_contracts.cache_clear()
