@@ -30,6 +30,8 @@ MAIL = {"category": "email"}
         ({"OperationName|contains|all": ["add", "principal"]}, [1]),
         ({"OperationName|cased": "add user"}, []),
         ({"OperationName|cased": "Add user"}, [3]),
+        ({"OperationName|neq": "add user"}, [1, 2, 4]),
+        ({"UserAgent|base64": "x"}, []),
         ({"OperationName|re": "^Add [a-z]+$"}, [3]),
         ({"OperationName|re": "^add"}, []),
         ({"OperationName|re|i": "^add"}, [1, 3]),

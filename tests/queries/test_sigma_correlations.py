@@ -10,8 +10,6 @@ from queries.sigma.rules import convert
 
 AUDIT = {"product": "azure", "service": "auditlogs"}
 SIGNIN = {"product": "azure", "service": "signinlogs"}
-M365 = {"product": "m365", "service": "audit"}
-MAIL = {"category": "email"}
 
 
 # Correlations

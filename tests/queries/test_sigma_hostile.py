@@ -12,9 +12,6 @@ from data_contracts.errors import RefusedError
 from queries.sigma.reading import documents
 
 AUDIT = {"product": "azure", "service": "auditlogs"}
-SIGNIN = {"product": "azure", "service": "signinlogs"}
-M365 = {"product": "m365", "service": "audit"}
-MAIL = {"category": "email"}
 
 
 # Hostile rules
