@@ -21,7 +21,7 @@ LONGEST_CONDITION = 1000  # characters
 LONGEST_REGEX = 1000
 _MOST_PARENTHESES = 50
 _MOST_STARS = 3  # in the name pattern of "1 of selection*"
-_MOST_TESTS = 20_000  # values times the conditions that may name them
+_MOST_TESTS = 5_000  # values times the conditions that may name them
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -137,3 +137,9 @@ def test_hostile_conditions_are_refused(sigma: Any, condition: str) -> None:
 def test_damaged_rules_are_refused_with_a_reason(sigma: Any, values: dict[str, Any]) -> None:
     body = yaml.safe_load(sigma.rule(AUDIT, {"OperationName": "x"})) | values
     assert sigma.reasons(yaml.safe_dump(body))
+
+
+def test_a_condition_that_spreads_too_far_is_refused(sigma: Any) -> None:
+    values = [f"v{n}" for n in range(700)]
+    condition = " or ".join(["1 of them"] * 8)
+    assert "comparisons" in sigma.reasons(sigma.rule(AUDIT, {"UserAgent|contains": values}, condition=condition))
