@@ -109,6 +109,10 @@ class Detection:
 
     `explanation`, `step` and `why` are templates that a finding's facts fill (`queries.text.fill`): all about it, and
     one sentence each for a case's paragraph: what happened, and which habit it breaks.
+
+    Attributes:
+        parts: statements over one event table each, where it takes several; it has no statement of its own then.
+        text: its source, where that is not the file at `path` (a rule that was imported into an archive).
     """
 
     id: str
@@ -135,11 +139,18 @@ class Detection:
     detect: Detect | None = None
     step: str = ""
     why: str = ""
+    parts: tuple["Detection", ...] = ()
+    text: str | None = None
 
     @property
     def ctes(self) -> str:
         """The SQL before its last SELECT, which begins a line: the common table expressions. Empty for Python."""
         return "" if self.sql is None else self.sql[: self.sql.rindex("\nselect ") + 1]
+
+    @property
+    def source(self) -> str:
+        """Its source as a person reads it."""
+        return self.path.read_text("utf-8") if self.text is None else self.text
 
     @property
     def techniques(self) -> tuple[str, ...]:

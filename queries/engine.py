@@ -118,6 +118,7 @@ def hunt(
     archive_version: Mapping[str, int] | None = None,
     now: datetime | None = None,
     folder: Path = FOLDER,
+    imported: Sequence[Detection] = (),
 ) -> HuntResult:
     """Runs detections over a window of the archive.
 
@@ -131,6 +132,7 @@ def hunt(
         archive_version: table versions, passed on into the result.
         now: time of the run; default the present.
         folder: where the detections lie.
+        imported: detections beside those of the folder.
 
     Raises:
         UsageError: an unknown detection or parameter, or a window that ends before it begins.
@@ -141,7 +143,7 @@ def hunt(
     with contextlib.suppress(duckdb.Error):  # a locked-down connection has it set already
         con.execute("set timezone = 'UTC'")
     begin, end = _window(con, window_from, window_to)
-    chosen = _chosen(catalogue() if folder == FOLDER else load(folder), detections)
+    chosen = _chosen([*(catalogue() if folder == FOLDER else load(folder)), *imported], detections)
     values = _values(chosen, params or {})
     run, skipped, findings = [], [], []
     nobody: list[Unjudged] = []
@@ -230,6 +232,8 @@ def run_detection(
     import duckdb
     import polars as pl
 
+    if detection.parts:
+        return _of_parts(con, detection.parts, params)
     try:
         if detection.sql is not None:
             statement = duckdb.extract_statements(detection.sql)[0]
@@ -248,6 +252,19 @@ def run_detection(
         return [finding(con, detection, row) for row in rows.iter_rows(named=True)]
     except (duckdb.Error, pl.exceptions.PolarsError, ArithmeticError, KeyError, TypeError, ValueError) as error:
         return f"failed: {type(error).__name__}: {plain(next(iter(str(error).splitlines()), ''))}"
+
+
+def _of_parts(
+    con: "duckdb.DuckDBPyConnection", parts: Sequence[Detection], params: Mapping[str, Any]
+) -> list[Finding] | str:
+    """Findings of all statements of a detection, or why one of them failed."""
+    found: list[Finding] = []
+    for part in parts:
+        answer = run_detection(con, part, params)
+        if isinstance(answer, str):
+            return answer
+        found += answer
+    return found
 
 
 def _run_id(

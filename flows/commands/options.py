@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 ArchiveOption = Annotated[
     str, typer.Option("-a", "--archive", envvar="GATEHOUND_ARCHIVE", help="Archive: a folder or an fsspec/S3 URI.")
 ]
+AnyArchiveOption = Annotated[
+    str | None,
+    typer.Option(
+        "-a", "--archive", envvar="GATEHOUND_ARCHIVE", help="Archive with imported rules; default: ./archive if there."
+    ),
+]
 FormatOption = Annotated[OutputFormat, typer.Option("-t", "--as", help="Output on stdout.")]
 DEFAULT_ARCHIVE = "./archive"
 
@@ -28,6 +34,19 @@ def open_archive(uri: str) -> "Archive":
     from archive.store import Archive
 
     return Archive.open(uri)
+
+
+def any_archive(uri: str | None) -> "Archive | None":
+    """The archive that is named, else the one in its usual place; none where there is none.
+
+    Raises:
+        UsageError: one is named, and not there.
+    """
+    from pathlib import Path
+
+    if uri is None and not Path(DEFAULT_ARCHIVE, "archive.toml").is_file():
+        return None
+    return open_archive(uri or DEFAULT_ARCHIVE)
 
 
 @contextmanager

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import DEFAULT_ARCHIVE, ArchiveOption, FormatOption, open_archive
+from flows.commands import rules_import
+from flows.commands.options import (
+    DEFAULT_ARCHIVE,
+    AnyArchiveOption,
+    ArchiveOption,
+    FormatOption,
+    any_archive,
+    open_archive,
+)
 from flows.output import OutputFormat
 
 if TYPE_CHECKING:
@@ -26,48 +34,53 @@ _SHORT = {
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs."""
+    rules_import.register(rules_app)
     app.add_typer(rules_app, name="rules")
 
 
-@rules_app.command("list", epilog="Example: gatehound rules list")
-def rules_list(to: FormatOption = OutputFormat.table) -> None:
-    """All detections."""
+@rules_app.command("list", epilog="Example: gatehound rules list -a case17")
+def rules_list(archive: AnyArchiveOption = None, to: FormatOption = OutputFormat.table) -> None:
+    """All detections, with the rules that were imported into the archive."""
     import polars as pl
 
     from flows.output import emit_frame
-    from queries.catalogue import catalogue
+    from flows.pipeline.rule_files import known
 
     rows = [
         {"id": d.id, "title": d.title, "family": d.family, "severity": d.severity, "techniques": " ".join(d.techniques)}
-        for d in catalogue()
+        for d in known(any_archive(archive))
     ]
     emit_frame(pl.DataFrame(rows), to, prose=["title"])
 
 
 @rules_app.command("show", epilog="Example: gatehound rules show T01")
 def rules_show(
-    detection: Annotated[str, typer.Argument(help="Id of a detection.")], to: FormatOption = OutputFormat.table
+    detection: Annotated[str, typer.Argument(help="Id of a detection.")],
+    archive: AnyArchiveOption = None,
+    to: FormatOption = OutputFormat.table,
 ) -> None:
     """One detection: hypothesis, parameters, blind spots, runbook, source."""
     from flows.commands.render import show_rule
-    from queries.catalogue import find
+    from flows.pipeline.rule_files import find_in
 
-    show_rule(find(detection), to)
+    show_rule(find_in(any_archive(archive), detection), to)
 
 
 @rules_app.command("test", epilog="Example: gatehound rules test T01 M01")
 def rules_test(
     detections: Annotated[list[str] | None, typer.Argument(help="Ids; default: all.")] = None,
+    archive: AnyArchiveOption = None,
     to: FormatOption = OutputFormat.table,
 ) -> None:
-    """Run the detections on their own cases; exit with 1 when one fails."""
+    """Run the detections on their own cases, and imported rules on empty tables; exit with 1 when one fails."""
     import polars as pl
 
     from flows.output import emit_frame, say, working
     from flows.pipeline.case_files import run_cases
-    from queries.catalogue import catalogue, find
+    from flows.pipeline.rule_files import find_in, known
 
-    chosen = [find(name) for name in dict.fromkeys(detections)] if detections else catalogue()
+    where = any_archive(archive)
+    chosen = [find_in(where, name) for name in dict.fromkeys(detections)] if detections else known(where)
     with working("running the cases"):
         rows = run_cases(chosen)
     emit_frame(pl.DataFrame(rows), to, prose=["case", "why"])
@@ -95,12 +108,13 @@ def rules_backtest(
     from flows.output import say, working
     from flows.pipeline.backtesting import backtest
     from flows.pipeline.hunting import moment
-    from queries.catalogue import find
+    from flows.pipeline.rule_files import find_in
 
+    opened = open_archive(archive)
     with working("looking back"):
         answer = backtest(
-            open_archive(archive),
-            find(detection),
+            opened,
+            find_in(opened, detection),
             begin=moment(begin),
             end=moment(end, end=True),
             length=window,

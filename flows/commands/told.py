@@ -272,7 +272,7 @@ def show_rule(detection: "Detection", to: OutputFormat) -> None:
         "false_positives": list(detection.false_positives),
         "blind_spots": list(detection.blind_spots),
         "runbook": list(detection.runbook),
-        "source": detection.path.read_text(),
+        "source": detection.source,
     }
     if to is OutputFormat.json:
         emit(facts)
@@ -311,7 +311,12 @@ def _show_rule(detection: "Detection") -> None:
             console.print(Text("\n" + title, style="bold"))
             for line in lines:
                 indented("- ", line, "dim")
-    console.print(Text(f"\nSource: queries/detections/{detection.path.name}", style="dim"))
+    if detection.text is None:
+        console.print(Text(f"\nSource: queries/detections/{detection.path.name}", style="dim"))
+    else:  # an imported rule, in somebody else's words
+        console.print(Text("\nThe rule", style="bold"))
+        for line in detection.text.splitlines():
+            console.print(Text(plain(line)))
 
 
 def show_demo(answer: dict[str, Any], to: OutputFormat) -> None:

@@ -169,12 +169,15 @@ def behind(archive: Archive, detection: Detection) -> list[str]:
 def _span(
     con: "duckdb.DuckDBPyConnection", detection: Detection, begin: datetime | None, end: datetime | None
 ) -> tuple[datetime, datetime]:
-    rows = [con.execute(f"select min(date), max(date) from {t}").fetchall()[0] for t in detection.needs]
+    read = detection.needs or detection.tables  # an imported rule needs none of its tables in particular
+    rows = [con.execute(f"select min(date), max(date) from {t}").fetchall()[0] for t in read]
+    if not detection.needs:
+        rows = [(low, high) for low, high in rows if low is not None]
     first = max((low for low, _ in rows if low is not None), default=None)
     last = min((high for _, high in rows if high is not None), default=None)
     if first is None or last is None or len([low for low, _ in rows if low is not None]) < len(rows):
         raise UsageError(
-            f"the archive holds no rows for {detection.id}: it needs {', '.join(detection.needs)}",
+            f"the archive holds no rows for {detection.id}: it needs {', '.join(read)}",
             "gatehound status shows what there is; gatehound hunt brings derived tables up to date",
         )
     low, high = datetime.combine(first, time(), UTC), datetime.combine(last, time(), UTC) + timedelta(days=1)

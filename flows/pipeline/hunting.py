@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from archive.store import Archive
 from data_contracts.errors import UsageError
 from flows.pipeline.deriving import refresh
+from flows.pipeline.rule_files import imported
 from queries.text import iso
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def hunt_archive(
         detections=detections,
         budget=budget,
         archive_version=archive.versions(),
+        imported=imported(archive),
     )
     if record:
         _record(archive, result, app_id)

@@ -13,6 +13,7 @@ from data_contracts.errors import UsageError
 from flows.pipeline.drawing import pictures_of
 from flows.pipeline.hunting import hunt_archive, told
 from flows.pipeline.registering import tool_version
+from flows.pipeline.rule_files import known
 from flows.pipeline.triage import judged
 from reports import exports, incident
 
@@ -87,7 +88,11 @@ def write_report(
     if "md" in kinds:
         files |= {p.file: p.svg.encode() for p in material.pictures}
     files["manifest.json"] = exports.manifest(
-        files, material.hunt, _inputs(archive), _sources(material.hunt["detections_run"]), material.tool_version
+        files,
+        material.hunt,
+        _inputs(archive),
+        _sources(archive, material.hunt["detections_run"]),
+        material.tool_version,
     ).encode()
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -101,8 +106,6 @@ def write_report(
 
 def gather(archive: Archive, result: "HuntResult", title: str) -> incident.Material:
     """Everything that the report shows."""
-    from queries.catalogue import catalogue
-
     hunt = told(result, judged=judged(archive))
     con = archive.connect()
     detections = {
@@ -114,7 +117,7 @@ def gather(archive: Archive, result: "HuntResult", title: str) -> incident.Mater
             "runbook": list(d.runbook),
             "false_positives": list(d.false_positives),
         }
-        for d in catalogue()
+        for d in known(archive)
     }
     register = archive.scan("evidence").sort("path", "member", "content_bytes").collect()
     taken = register.filter(pl.col("status") != "refused")
@@ -236,7 +239,6 @@ def _inputs(archive: Archive) -> dict[str, str]:
     }
 
 
-def _sources(ids: list[str]) -> dict[str, str]:
-    from queries.catalogue import find
-
-    return {i: hashlib.sha256(find(i).path.read_bytes()).hexdigest() for i in ids}
+def _sources(archive: Archive, ids: list[str]) -> dict[str, str]:
+    held = {d.id: d.source for d in known(archive)}
+    return {i: hashlib.sha256(held[i].encode()).hexdigest() for i in ids if i in held}

@@ -56,7 +56,7 @@ def slices(archive: Archive, *, months: int = MONTHS, detections: Sequence[str] 
     days = sorted({day for table in names("event") for day in archive.dates(table)})
     if not days:
         return []
-    rules, references = _rules(detections), _references(archive)
+    rules, references = _rules(archive, detections), _references(archive)
     found, place = [], _month(days[0]) // months * months
     while place <= _month(days[-1]):
         begin, end = _first(place), _first(place + months)
@@ -100,12 +100,12 @@ def _first(month: int) -> date:
     return date(month // 12, month % 12 + 1, 1)
 
 
-def _rules(detections: Sequence[str] | None) -> str:
+def _rules(archive: Archive, detections: Sequence[str] | None) -> str:
     """The text of the detections, in short, and the version of what runs them."""
-    from queries.catalogue import catalogue, find
+    from flows.pipeline.rule_files import find_in, known
 
-    chosen = catalogue() if detections is None else [find(name) for name in sorted(set(detections))]
-    return f"{tool_version()} " + " ".join(f"{d.id}:{hashlib.sha256(d.path.read_bytes()).hexdigest()}" for d in chosen)
+    chosen = known(archive) if detections is None else [find_in(archive, name) for name in sorted(set(detections))]
+    return f"{tool_version()} " + " ".join(f"{d.id}:{hashlib.sha256(d.source.encode()).hexdigest()}" for d in chosen)
 
 
 def _references(archive: Archive) -> str:
