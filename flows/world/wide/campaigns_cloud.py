@@ -148,7 +148,7 @@ def _takeover(stage: Stage, tenant: Tenant, user: User, base: Place, ts: float, 
         consent(stage, tenant, rng, app, ts, scope=scope, label=label, who=user, where=base.at(rng))
     boxes = attack.served(tenant, rng, rng.randrange(3, 10), chiefs=True)
     read = stage.step(
-        "C4-read", tenant, app.key_id, app.sp_id, ["L05", "T05", "M06"], app_id=app.app_id, mailboxes=boxes, paths="ual"
+        "C4-read", tenant, app.key_id, app.sp_id, ["L05", "T05", "M06"], app_id=app.app_id, mailboxes=boxes, paths="*"
     )
     pen, touched = Pen(stage, tenant, stage.rng("C", 4), read), set[str]()
     first = ts + jitter(rng, 1, 40) * 3600
