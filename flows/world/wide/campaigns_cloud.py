@@ -2,7 +2,7 @@
 
 import json
 
-from flows.world.model import DAY, Tenant, User, jitter
+from flows.world.model import DAY, Tenant, User, guid, jitter
 from flows.world.wide import attack, cast
 from flows.world.wide.pen import Pen
 from flows.world.wide.places import APP_NAMES, Place, client, stranger
@@ -45,13 +45,17 @@ def stolen_certificate(stage: Stage) -> None:
         )
         begin = first + order * rng.randrange(0, 3) * DAY
         pen.app_signin(begin - jitter(rng, 0.2, 2) * DAY, app, place.at(pen.rng))
-        touched = set[str]()
+        touched, exhaust = set[str](), how.pace == "burst" and rng.random() < 0.3
         for start, visits in attack.walk(stage, rng, how, boxes, begin, days):
             where = place.at(pen.rng)
             pen.app_signin(start - jitter(rng, 10, 60), app, where)
             for ts, box, count, folder in visits:
-                whole = 1300 if how.pace == "burst" and rng.random() < 0.02 else count
-                reader.read(ts, box, where, reader.some(box, ts, whole), app=app, client=name, folder=folder)
+                total = 1300 if exhaust and not touched else count  # more than the audit tells of in a day
+                items = reader.some(box, ts, total)
+                for part in range(0, len(items), 60):
+                    reader.read(
+                        ts + 2.2 * part, box, where, items[part : part + 60], app=app, client=name, folder=folder
+                    )
                 touched.add(box)
         stage.steps[-1]["mailboxes"] = sorted(touched)
 
@@ -60,7 +64,7 @@ def forged_tokens(stage: Stage) -> None:
     """B: people's mailboxes are read as themselves, by an application that nobody there uses, without a sign-in."""
     rng = stage.rng("campaign", "B")
     victims, first, days = rng.sample(stage.of("m365"), rng.randrange(1, 4)), *attack.span(stage, rng)
-    place, app_id = stranger(rng, stage.pool), f"{rng.getrandbits(32):08x}-7c1d-4b52-9a0e-{rng.getrandbits(48):012x}"
+    place, app_id = stranger(rng, stage.pool), guid(rng)
     api, name = (
         rng.choice(("", GRAPH)),
         "Client=REST;Client=RESTSystem;;" if rng.random() < 0.8 else client(rng, rest=True),

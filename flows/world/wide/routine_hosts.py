@@ -217,7 +217,7 @@ def _mail_host(stage: Stage, tenant: Tenant, rng: random.Random) -> None:
     for _, begin, weight in stage.cal.each():
         if begin < stage.begin(tenant):
             continue
-        with host.aside(rng):
+        with host.voice(rng, None):
             for ts in stage.cal.day_times(rng, tenant.tz, begin, 2 * weight):
                 user = rng.choice(tenant.users)
                 ip = user.home.host(user.home_host) if rng.random() < 0.3 else "10.20.1.77"
