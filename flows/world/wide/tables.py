@@ -232,7 +232,7 @@ def _step(stage: Stage, writer: Writer, step: dict[str, Any]) -> dict[str, Any]:
     counts = {"items_by_mailbox": {box: len(seen) for box, seen in sorted(items.items())}} if items else {}
     found = step | {"grep": step["grep"] | {"texts": texts}}
     people = {"principals": step.get("principals") or [step["principal_id"]]}
-    return step | named | people | counts | _counts(stage, writer, label, step)
+    return found | named | people | counts | _counts(stage, writer, label, step)
 
 
 def truth_text(stage: Stage, writer: Writer, letters: str) -> str:
