@@ -123,7 +123,7 @@ def test_a_null_world_differs_by_the_attack_only(full: World, null: World) -> No
     assert null.truth["steps"] == []
     ids = [item["id"] for item in full.truth["benign"]]
     assert [item["id"] for item in null.truth["benign"]] == ids
-    assert len(ids) == len(set(ids)) == 23
+    assert len(ids) == len(set(ids)) == 25
     for item, other in zip(full.truth["benign"], null.truth["benign"], strict=True):
         assert item["records"] or item["id"] == "N12-collector"
         assert abs(item["records"] - other["records"]) <= 12, item["id"]  # duplicates and damage fall elsewhere

@@ -28,13 +28,12 @@ def stolen_certificate(stage: Stage) -> None:
         label = stage.step(
             "A1-signin", tenant, app.thumbprint.lower(), tenant.sp_id, common, app_id=app.app_id, paths="entra"
         )
-        spree = "M01" if how.pace == "burst" and len(boxes) > 8 else "M02"
         read = stage.step(
             "A2-read",
             tenant,
             app.thumbprint.lower(),
             tenant.sp_id,
-            [*common, spree],
+            [*common, attack.spree(how, boxes)],
             app_id=app.app_id,
             mailboxes=boxes,
             paths="ual",
@@ -151,12 +150,17 @@ def _takeover(stage: Stage, tenant: Tenant, user: User, base: Place, ts: float, 
         scope = "Mail.Read" if rest else "full_access_as_app"
         consent(stage, tenant, rng, app, ts, scope=scope, label=label, who=user, where=base.at(rng))
     boxes = attack.served(tenant, rng, rng.randrange(3, 10), chiefs=True)
+    if rng.random() < 0.3:  # what is read of this mailbox is not told any more
+        blind, boxes = boxes[0], boxes[1:]
+        label = stage.step("C5-blind", tenant, None, user.address, ["X09"], mailboxes=[blind], paths="ual")
+        quiet = Pen(stage, tenant, stage.rng("C", 5), label)
+        quiet.cmdlet(ts + 900, user, base.at(quiet.rng), "Set-Mailbox", blind, Identity=blind, AuditEnabled="False")
     read = stage.step(
         "C4-read", tenant, app.key_id, app.sp_id, ["L05", "T05", "M06"], app_id=app.app_id, mailboxes=boxes, paths="*"
     )
     pen, touched = Pen(stage, tenant, stage.rng("C", 4), read), set[str]()
     first = ts + jitter(rng, 1, 40) * 3600
-    for start, visits in attack.walk(stage, rng, how, boxes, first - first % DAY + DAY, days):
+    for start, visits in attack.walk(stage, stage.rng("C", "walk"), how, boxes, first - first % DAY + DAY, days):
         where = base.at(pen.rng)
         pen.app_signin(start - jitter(rng, 10, 60), app, where)
         for at, box, count, folder in visits:
