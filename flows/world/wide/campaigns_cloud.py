@@ -17,7 +17,7 @@ def stolen_certificate(stage: Stage) -> None:
     rng = stage.rng("campaign", "A")
     able = [t for t in stage.of("m365") if stage.vendor.group[t.tenant_id] == 0]
     victims, first, days = rng.sample(able, min(3, len(able))), *attack.span(stage, rng)
-    from_inside, outside = rng.random() < 0.25, stranger(rng, stage.pool)
+    from_inside, outside = stage.rng("A", "inside").random() < 0.25, stranger(rng, stage.pool)
     name = client(rng)
     for order, tenant in enumerate(victims):
         how = attack.manner(rng)
