@@ -70,7 +70,8 @@ def _tenant(
     slug = NAMES[index % len(NAMES)] + ("" if index < len(NAMES) else str(index // len(NAMES)))
     domain, region = f"{slug}.example", rng.choices(REGIONS, (4, 4, 2))[0]
     cloud = "m365" in services
-    users = people(rng, domain, rng.randrange(16, 27) if cloud else rng.randrange(9, 15), rng.sample(isps, 6))
+    low, high = (9, 15) if not cloud else (12, 18) if "backup" in services else (16, 26)
+    users = people(rng, domain, rng.randrange(low, high), rng.sample(isps, 6))
     shared = [f"{name}@{domain}" for name in SHARED]
     boxes = {box: guid(rng) for box in shared} | {user.address: user.mailbox_guid for user in users}
     return Tenant(

@@ -60,7 +60,7 @@ def _exchange(stage: Stage, tenant: Tenant, rng: random.Random) -> None:
             ids=1,
             auth="Logon",
         )
-        for ts in stage.cal.day_times(rng, tenant.tz, begin, 4 * weight):
+        for ts in stage.cal.day_times(rng, tenant.tz, begin, 3 * weight):
             user = rng.choices(tenant.users, [min(u.activity, 6) for u in tenant.users])[0]
             where = (
                 place_of(stage, rng, tenant, user)

@@ -136,9 +136,9 @@ def _write_cloud(stage: Stage, tenant: Tenant, writer: Writer, rng: random.Rando
 
 
 def _write_exchange(stage: Stage, tenant: Tenant, writer: Writer, rng: random.Random) -> None:
-    """The EWS log, and at every second server the front end's log; their clock is the server's."""
+    """The EWS log, and at every third server the front end's log; their clock is the server's."""
     skew = clock(stage, stage.rng("clock", tenant.tenant_id), f"ex01.{tenant.domain}")
-    ews, proxy, both = list[Record](), list[Record](), rng.random() < 0.4
+    ews, proxy, both = list[Record](), list[Record](), rng.random() < 0.3
     for request, label in stage.logs[tenant.tenant_id].requests:
         back, front = emit_exchange.rows(rng, replace(request, ts=request.ts + skew))
         ews.append((request.ts + skew, back, label))
