@@ -77,6 +77,7 @@ def test_every_planted_step_is_in_the_raw_logs(name: str, request: pytest.Fixtur
     assert len(steps) == 7
     assert len({step["tenant_id"] for step in steps}) == 4
     for step in steps:
+        assert step["networks"] == [step["network"]]
         lines = [
             line
             for _, text in texts(made.out.glob(step["grep"]["paths"]))
