@@ -17,17 +17,15 @@ MOST_SHARE = 0.5
 RULE = f"""\
 The maker of a world knows which log records belong to which planted step. Each record is followed through ingest by file and
 byte offset to its event. The evidence of a finding is all event rows that its own statement selects, not only those it lists.
-A finding rests on a step when at least one of these rows is a record of this step, and
+A finding rests on a step when at least half of these rows are records of the step; or when at least {LEAST_SHARE * 100:.0f} % are, and it
 
-1. at least half of the rows are records of this step; or
-2. the finding names a source network or address of the step; or
-3. all mailboxes that it names are mailboxes of the step, and at least {LEAST_SHARE * 100:.0f} % of the rows are records of it; or
-4. it names the credential or the principal of the step, and as many rows are records of it.
+1. names a source network or address of the step (of a harmless event: its network), or
+2. names the credential or the principal of the step, or
+3. names mailboxes, and only such as are mailboxes of the step.
 
 A case hits a campaign when one of its findings rests on one of the campaign's steps. A case about somebody else in the same
 tenant at the same time holds no planted record and is a false one. Alerts of the baselines are judged by the same rule; their
-evidence is the rows that made the alert. A harmless event is named by a case when one of its findings holds records of the event
-and either (1) or (2) is true of it."""
+evidence is the rows that made the alert. A harmless event is named by a case when one of its findings rests on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +108,12 @@ def rests(claim: Claim, step: Step) -> bool:
     if planted == 0:
         return False
     share = planted / max(1, claim.rows)
-    if share >= MOST_SHARE or _meet(claim.sources, step.sources):
+    if share >= MOST_SHARE:
         return True
-    if not step.campaign or share < LEAST_SHARE:
+    if share < LEAST_SHARE:
         return False
-    return (bool(claim.mailboxes) and claim.mailboxes <= step.mailboxes) or bool(claim.identities & step.identities)
+    in_scope = bool(claim.mailboxes) and claim.mailboxes <= step.mailboxes
+    return in_scope or bool(claim.identities & step.identities) or _meet(claim.sources, step.sources)
 
 
 def hits(claims: Iterable[Claim], truth: Truth) -> frozenset[str]:

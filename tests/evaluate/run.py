@@ -80,7 +80,7 @@ def lines(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """The kept answers of all worlds, by seed."""
     code = state()
     wanted = [
-        {"seed": seed, "kind": kind, "tenants": given.tenants, "days": given.days, "campaigns": given.campaigns,
+        {"seed": seed, "kind": kind, "tenants": given.tenants, "days": given.days, "campaigns": None if given.campaigns == "demo" else given.campaigns,
          "with_replay": kind == "incident" and not given.no_daily}
         for seed in range(1, given.seeds + 1)
         for kind in ("incident", "null")
@@ -93,9 +93,13 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="worlds with seeds 1 to this (default: 20)")
-    parser.add_argument("--tenants", type=int, default=12)
+    parser.add_argument("--tenants", type=int, default=14)
     parser.add_argument("--days", type=int, default=45)
-    parser.add_argument("--campaigns", help="letters of the campaigns to plant (default: all)")
+    parser.add_argument(
+        "--campaigns",
+        default="ABCDEFG",
+        help="letters of the campaigns to plant (default: all), or demo: the demo's plot",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="worlds at once (default: 2)")
     parser.add_argument(
         "--work", type=Path, help="folder that keeps the answers of each world (default: a temporary one)"
@@ -117,7 +121,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     given = parser.parse_args(arguments)
     if given.quick:
-        given.seeds, given.tenants, given.days = 2, min(given.tenants, 8), min(given.days, 30)
+        given.seeds, given.tenants, given.days = 2, min(given.tenants, 10), min(given.days, 30)
     return given
 
 
@@ -136,14 +140,15 @@ def main() -> None:
         "command": " ".join(["python -m tests.evaluate.run", *sys.argv[1:]]), "commit": commit(), "code": state(),
         "cores": os.cpu_count(), "quick": given.quick,
     }  # fmt: skip
+    world = {
+        "tenants": given.tenants,
+        "days": given.days,
+        "campaigns": None if given.campaigns == "demo" else given.campaigns,
+    }
     if given.robustness:
-        answers["robustness"] = child(
-            "tests.evaluate.robustness", {"seed": 1, "tenants": given.tenants, "days": given.days}
-        )
+        answers["robustness"] = child("tests.evaluate.robustness", {"seed": 1} | world)
     if given.scale:
-        answers["scale"] = child(
-            "tests.evaluate.scale", {"tenants": given.tenants, "days": given.days, "times": given.times}
-        )
+        answers["scale"] = child("tests.evaluate.scale", {"times": given.times} | world)
     text = document(answers)
     if given.out:
         given.out.write_text(json.dumps(answers, indent=1) + "\n")

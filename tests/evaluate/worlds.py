@@ -70,6 +70,11 @@ def labels_kept() -> Iterator[Places]:
         Writer.lines, Writer.write, Writer.write_zip = own_lines, own_write, own_zip  # type: ignore[method-assign]
 
 
+def planted(campaigns: str | None) -> dict[str, Any]:
+    """The argument of `write_world` that says which campaigns are planted; None means the demo's plot."""
+    return {"campaigns": tuple(campaigns)} if campaigns else {}
+
+
 def build(out: Path, **arguments: Any) -> tuple["Archive", Places]:
     """Writes a world, makes an archive of it in out/archive, and tells where the labelled records stand."""
     from flows.world.world import write_world
@@ -226,8 +231,9 @@ def answers(
         now = time.monotonic()
         seconds[name], began = round(now - began, 1), now
 
-    chosen = {"campaigns": tuple(campaigns)} if campaigns else {}
-    archive, places = build(out, seed=seed, tenants=tenants, days=days, incident=kind == "incident", **chosen)
+    archive, places = build(
+        out, seed=seed, tenants=tenants, days=days, incident=kind == "incident", **planted(campaigns)
+    )
     lap("write and ingest")
     told = json.loads((out / "truth.json").read_text())
     labels = labelled_events(archive, out, places)

@@ -50,8 +50,12 @@ def said(name: str = "F-1", day: int = 6, score: float = 50.0, detection: str = 
     [
         (said(labels={"A2-read-oak": 5}), {"A"}),  # half of its rows
         (said(labels={"A2-read-oak": 4}), set()),  # less, and it names nobody
-        (said(labels={"A2-read-oak": 1}, rows=1000, sources=["192.0.2.0/24"]), {"A"}),
-        (said(labels={"A2-read-oak": 1}, rows=1000, sources=["192.0.2.7"]), {"A"}),  # an address within the network
+        (said(labels={"A2-read-oak": 1}, rows=20, sources=["192.0.2.0/24"]), {"A"}),
+        (
+            said(labels={"A2-read-oak": 1}, rows=21, sources=["192.0.2.0/24"]),
+            set(),
+        ),  # a network that others use as well
+        (said(labels={"A2-read-oak": 1}, rows=20, sources=["192.0.2.7"]), {"A"}),  # an address within the network
         (said(labels={"A2-read-oak": 1}, sources=["192.0.3.0/24", "no network"]), set()),
         (said(sources=["192.0.2.0/24"], identities=["cert-1"], mailboxes=["a@oak.example"]), set()),  # no planted row
         (said(labels={"A2-read-oak": 1}, mailboxes=["a@oak.example"]), {"A"}),
@@ -230,5 +234,5 @@ def test_a_kept_finding_comes_back_as_it_was() -> None:
 
 def test_options() -> None:
     quick = run.parsed(["--quick", "--tenants", "20"])
-    assert (quick.seeds, quick.tenants, quick.days) == (2, 8, 30)
+    assert (quick.seeds, quick.tenants, quick.days) == (2, 10, 30)
     assert (run.parsed([]).seeds, len(run.state())) == (20, 16)
