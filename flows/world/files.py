@@ -31,6 +31,7 @@ class Writer:
         self.out = out
         self.files: list[Path] = []
         self.raw_bytes = 0
+        self.log_bytes = 0
         self.records = 0
         self.seen: dict[str, Seen] = {}
 
@@ -52,6 +53,7 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = text.encode()
         self.raw_bytes += len(data)
+        self.log_bytes += len(data) if name.startswith("logs/") else 0
         path.write_bytes(gzip.compress(data, compresslevel=1, mtime=0) if name.endswith(".gz") else data)
         os.utime(path, (mtime, mtime))
         self.files.append(path)
@@ -82,10 +84,10 @@ def duplicated(rng: random.Random, records: list[Record], share: float = 0.005) 
     return out
 
 
-def garbled(rng: random.Random, records: list[Record]) -> list[Record]:
+def garbled(rng: random.Random, records: list[Record], share: float = GARBLED) -> list[Record]:
     """The records with a few cut short or overwritten; planted ones stay whole so that they can be counted."""
     out = list(records)
-    for _ in range(poisson(rng, len(out) * GARBLED)):
+    for _ in range(poisson(rng, len(out) * share)):
         index = rng.randrange(len(out))
         ts, line, label = out[index]
         if label is None:

@@ -70,6 +70,7 @@ SYSTEMS: dict[str, tuple[tuple[int, str, str], ...]] = {
     "isp": ((64500, "Meadow Broadband", "GB"), (64501, "Prairie Cable", "US"), (64502, "Rhein Telekabel", "DE")),
     "mobile": ((64503, "Kestrel Mobile", "GB"), (64504, "Redwood Wireless", "US")),
     "business": ((65536, "Fjord Business Net", "SE"), (65537, "Midland Fibre", "GB"), (65538, "Lakeside Metro", "US")),
+    "cloud": ((64505, "Stratus Compute", "US"), (64506, "Altocumulus", "IE"), (64507, "Nimbus East", "SG")),
     "vendor": ((64511, "Northgate Mail", "GB"),),
 }
 

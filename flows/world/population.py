@@ -55,7 +55,8 @@ def _person(rng: random.Random, domain: str, address: str, name: str, home: Net,
     )
 
 
-def _people(rng: random.Random, domain: str, count: int, homes: list[Net]) -> list[User]:
+def people(rng: random.Random, domain: str, count: int, homes: list[Net]) -> list[User]:
+    """An administrator and `count` - 1 people, of whom the first two are of the board."""
     users = [_person(rng, domain, "admin", "Administrator", rng.choice(homes), vip=False, department="IT")]
     pairs = rng.sample([(given, family) for given in GIVEN for family in FAMILY], count - 1)
     for index, (given, family) in enumerate(pairs):
@@ -79,7 +80,7 @@ def _tenant(rng: random.Random, pool: Pool, index: int, start: date, m365_seen: 
     domain, region = f"{slug}.example", REGIONS[index % 2]
     homes = [pool.take("isp", v6=rng.random() < 0.25) for _ in range(8)]
     count = rng.randrange(26, 36) if "m365" in services else rng.randrange(12, 20)
-    users = _people(rng, domain, count, homes)
+    users = people(rng, domain, count, homes)
     shared = [f"{name}@{domain}" for name in SHARED]
     boxes = [user.address for user in users] + shared
     tenant = Tenant(

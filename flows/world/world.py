@@ -1,6 +1,7 @@
 """Writes a world: raw logs in native formats, reference tables, how it was collected, and what is true."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import groupby
@@ -11,6 +12,7 @@ from flows.world import emit_exchange, emit_ual, journal, m365, onprem, truth
 from flows.world.files import Writer, duplicated, garbled
 from flows.world.model import DAY, Calendar, Record, Tenant
 from flows.world.setting import Setting, build
+from flows.world.wide.writing import LETTERS, write_wide
 
 COLLECTION = "path,tenant_id,host,tz,year"
 WEEK = 7 * DAY
@@ -39,14 +41,26 @@ def write_world(
     days: int = 45,
     start: date = date(2021, 1, 4),
     incident: bool = True,
+    campaigns: Iterable[str] | None = None,
 ) -> World:
     """Writes a world below `out`: logs/, reference/, collection.csv and truth.json.
 
-    The same arguments give the same bytes. `days` from 20 (the plot is scaled to them), `tenants` from 6 (three on
-    Microsoft 365, two with a journal, one with Exchange). Raises ValueError if a world cannot be that small.
+    Args:
+        out: folder to write to.
+        seed, tenants, days, start: the same give the same bytes. `days` from 20 (the plot is scaled to them), `tenants`
+            from 6 (three on Microsoft 365, two with a journal, one with Exchange), with `campaigns` from 10.
+        incident: False leaves out the attack.
+        campaigns: letters from A to G of the attacks in the wide world (`flows.world.wide`),
+        none for a null world. None:
+            the demo's plot.
+
+    Raises:
+        ValueError: a world cannot be that small, or there is no such campaign.
     """
     if tenants < 6 or days < 20:
         raise ValueError("a world needs at least 6 tenants and 20 days")
+    if campaigns is not None:
+        return _wide(out, seed, tenants, days, start, "".join(sorted(set(campaigns))) if incident else "")
     setting = build(seed, Calendar(start, days), tenants, incident=incident)
     writer, collected = Writer(out), list[list[object]]()
     for tenant in setting.tenants:
@@ -64,6 +78,15 @@ def write_world(
     text = truth.truth_text(setting, writer)
     writer.write("truth.json", text, setting.cal.end)
     return World(out, seed, start, days, tuple(setting.tenants), logs, raw_bytes, writer.records, json.loads(text))
+
+
+def _wide(out: Path, seed: int, tenants: int, days: int, start: date, letters: str) -> World:
+    if tenants < 10 or not set(letters) <= set(LETTERS):
+        raise ValueError(f"a world with campaigns (letters of {LETTERS}) needs at least 10 tenants")
+    members, writer, found = write_wide(out, seed=seed, tenants=tenants, days=days, start=start, letters=letters)
+    logs = tuple(path for path in writer.files if path.is_relative_to(out / "logs"))
+    raw = writer.log_bytes
+    return World(out, seed, start, days, tuple(members), logs, raw, writer.records, found)
 
 
 def _by(records: list[Record], begin: float, length: float) -> list[tuple[float, list[Record]]]:
