@@ -58,7 +58,7 @@ who made the detections: read this as a test of the machinery and of regressions
 
 - {worlds['planted']} worlds with planted campaigns and {worlds['null']} with nothing planted (seeds {_seeds(worlds['seeds'])}),
   {tenants} tenants, {days} days, {worlds['events']:,} events in all; {worlds['labelled events']:,} events stem from
-  {worlds['labelled records']:,} labelled records (planted or of a harmless event).
+  {worlds['labelled records']:,} labelled records, planted or of one of {worlds['harmless events']:,} harmless events that leave any.
 - The hunt looks at the last 30 days of each world. Of {worlds['campaigns']} planted campaigns {worlds['before window']} begin before that.
 - Command: `{answers['command']}`; commit {answers['commit']}; {answers['cores']} cores;
   {sum(worlds['seconds'].values()):,} s for the worlds, one after another.

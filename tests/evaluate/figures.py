@@ -81,8 +81,12 @@ class World:
 
     @cached_property
     def truth(self) -> list[Step]:
-        """Planted steps and harmless events that left records."""
-        return [Step.of(e) for e in [*self.entry["steps"], *self.entry["benign"]] if e.get("first_seen")]
+        """Planted steps and harmless events that left records: an outage leaves none, and no case can rest on it."""
+        return [
+            Step.of(e)
+            for e in [*self.entry["steps"], *self.entry["benign"]]
+            if e.get("first_seen") and e.get("events", 1)
+        ]
 
     @cached_property
     def campaigns(self) -> dict[str, date]:
@@ -292,6 +296,7 @@ def figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "seeds": sorted({world.seed for world in found}), "planted": len(planted), "null": len(found) - len(planted),
             "tenants": sorted({line["tenants"] for line in lines}), "days": sorted({line["days"] for line in lines}),
             "events": sum(sum(line["events"].values()) for line in lines),
+            "harmless events": sum(not step.campaign for world in found for step in world.truth),
             "labelled records": sum(line["labelled"]["records"] for line in lines),
             "labelled events": sum(line["labelled"]["events"] for line in lines),
             "before window": sum(day < date.fromisoformat(w.entry["window"][0]) for w in planted for day in w.campaigns.values()),

@@ -69,7 +69,8 @@ class Step:
     def of(cls, entry: Mapping[str, Any]) -> "Step":
         """From an entry of truth.json: one of `steps` or of `benign`."""
         sources = {entry.get("network"), *(entry.get("networks") or ()), *(entry.get("source_ips") or ())} - {None, ""}
-        identities = {entry.get("credential_id"), entry.get("principal_id")} - {None, ""}
+        people = entry.get("principals") or ()
+        identities = {entry.get("credential_id"), entry.get("principal_id"), *people} - {None, ""}
         return cls(
             label=str(entry.get("step") or entry["id"]),
             campaign=str(entry.get("campaign") or ""),
