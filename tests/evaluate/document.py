@@ -99,7 +99,9 @@ def _found(answers: Mapping[str, Any]) -> str:
     text += [
         "True cases among the first 10 and 50 of each world's ranking, or among all where there are fewer:",
         table(["", "precision@10", "precision@50", "cases in all"], rank),
-        f"Harmless events named by findings of severity medium or higher: {percent(budget['harmless named, medium or higher'])}.",
+        f"""Of the cases that hit a campaign, {percent(budget["true cases of several campaigns"])} hold more than one campaign; of their
+findings, {percent(budget["findings of true cases that rest on a campaign"])} rest on a planted step. Harmless events named by findings of
+severity medium or higher: {percent(budget["harmless named, medium or higher"])}.""",
     ]
     letters = [key for key in budget["recall"] if key != "all"]
     for budget_name in map(str, BUDGETS):
@@ -133,7 +135,7 @@ def _waits(answers: Mapping[str, Any]) -> str:
 
 Days from the first planted record to the day on which a shown case first hits the campaign: median / 90 % point; campaigns that
 are never found count as endless, and "∞" is such a point. "Hunted daily" ran a real hunt on each day with planted activity, over
-the 30 days up to it. "One hunt" takes each finding on the day of its last event, which is an upper bound.
+the 30 days up to it, in {answers["worlds"]["hunted daily"]} of the worlds. "One hunt" takes each finding on the day of its last event, which is an upper bound.
 
 {table(["", *letters], rows)}"""
 

@@ -185,12 +185,23 @@ def at_budget(answers: Sequence[Answered], budget: int) -> dict[str, Any]:
         claims = [c for case in a.outcomes[budget].shown for c in case.claims if c.severity in severities]
         return len(named(claims, a.world.truth)), sum(not step.campaign for step in a.world.truth)
 
+    def mixed(a: Answered) -> tuple[float, float]:
+        counts = [len(hits(case.claims, a.world.truth)) for case in a.outcomes[budget].shown]
+        return sum(count > 1 for count in counts), sum(count > 0 for count in counts)
+
+    def pure(a: Answered) -> tuple[float, float]:
+        shown = [case for case in a.outcomes[budget].shown if hits(case.claims, a.world.truth)]
+        claims = [claim for case in shown for claim in case.claims]
+        return sum(bool(hits([claim], a.world.truth)) for claim in claims), len(claims)
+
     def load(a: Answered) -> tuple[float, float]:
         return len(a.outcomes[budget].shown), a.world.n_days
 
     return {
         "recall": {"all": by_seed(planted, overall)} | {letter: recall(letter) for letter in letters},
         "precision": by_seed(planted, true),
+        "true cases of several campaigns": by_seed(planted, mixed),
+        "findings of true cases that rest on a campaign": by_seed(planted, pure),
         "harmless named": by_seed(answers, lambda a: harmless(a, ("info", "low", *WEIGHTY))),
         "harmless named, medium or higher": by_seed(answers, lambda a: harmless(a, WEIGHTY)),
         "cases a day": by_seed(planted, load),
@@ -300,6 +311,7 @@ def figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "labelled records": sum(line["labelled"]["records"] for line in lines),
             "labelled events": sum(line["labelled"]["events"] for line in lines),
             "before window": sum(day < date.fromisoformat(w.entry["window"][0]) for w in planted for day in w.campaigns.values()),
+            "hunted daily": sum(bool(line["replay"]) for line in lines),
             "campaigns": sum(len(world.campaigns) for world in planted),
             "seconds": {name: round(value) for name, value in seconds.items()},
             "skipped": sorted({f"{name}: {why}" for line in lines for name, why in line["skipped"].items()}),

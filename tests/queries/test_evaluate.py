@@ -2,6 +2,7 @@
 
 import random
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,4 +236,32 @@ def test_a_kept_finding_comes_back_as_it_was() -> None:
 def test_options() -> None:
     quick = run.parsed(["--quick", "--tenants", "20"])
     assert (quick.seeds, quick.tenants, quick.days) == (2, 10, 30)
-    assert (run.parsed([]).seeds, len(run.state())) == (20, 16)
+    whole = run.parsed(["--robustness", "--out", "somewhere"])
+    assert (whole.seeds, len(run.state())) == (20, 16)
+    assert (
+        run.command(whole)
+        == "python -m tests.evaluate.run --seeds 20 --tenants 14 --days 45 --campaigns ABCDEFG --daily 10 --robustness"
+    )
+
+
+def test_a_world_that_is_kept_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    def child(_module: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        made.append(arguments)
+        return kept(arguments["seed"], arguments["kind"])
+
+    monkeypatch.setattr(run, "child", child)
+    given = run.parsed(["--seeds", "2", "--daily", "1"])
+    first, again = run.lines(given, tmp_path), run.lines(given, tmp_path)
+    assert first == again
+    assert [(line["seed"], line["kind"]) for line in first] == [
+        (1, "incident"),
+        (1, "null"),
+        (2, "incident"),
+        (2, "null"),
+    ]
+    assert sorted(item["with_replay"] for item in made) == [False, False, False, True]
+    monkeypatch.setattr(run, "state", lambda: "another")
+    run.lines(given, tmp_path)
+    assert len(made) == 8  # other code, other answers
