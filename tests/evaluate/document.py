@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from queries.catalogue import catalogue
 from tests.evaluate.baselines import METHODS, NAMES
 from tests.evaluate.figures import BUDGETS, FAMILIES, OURS
 from tests.evaluate.judge import RULE
@@ -166,7 +167,10 @@ def _parts(answers: Mapping[str, Any]) -> str:
         "cases a day, nothing planted",
         "PR-AUC",
     ]
-    by_detection = [[name, *own.values()] for name, own in answers["detections"].items()]
+    hunted = {detection.id for detection in catalogue()}
+    by_detection = [[name, *own.values()] for name, own in answers["detections"].items() if name in hunted]
+    others = [f"{name} ({own['expected']})" for name, own in answers["detections"].items() if name not in hunted]
+    note = f"\n\nExpected, but not detections of the hunt: {', '.join(others)}." if others else ""
     columns = ["", "steps expected", "of these met", "findings", "on planted steps", "on harmless events", "on neither",
                "in worlds with nothing planted"]  # fmt: skip
     return f"""\
@@ -182,12 +186,12 @@ Campaigns on which at least one finding of the family rests, whatever the budget
 
 By detection; "expected" is what the maker of the world noted beside a planted step:
 
-{table(columns, by_detection)}"""
+{table(columns, by_detection)}{note}"""
 
 
 def _short(answers: Mapping[str, Any]) -> str:
     """What falls short, as the figures say it."""
-    top = max(BUDGETS)
+    top, hunted = max(BUDGETS), {detection.id for detection in catalogue()}
     own = answers["methods"][OURS]["budgets"][str(top)]
     text = []
     if answers["missed"]:
@@ -199,7 +203,11 @@ def _short(answers: Mapping[str, Any]) -> str:
             f"Campaigns that no shown case hits at {top} cases a day, and the detections whose findings hold some of their records:",
             table(["seed", "campaign", "findings that touch it"], rows, left=3),
         ]
-    unmet = [[name, d["expected"], d["met"]] for name, d in answers["detections"].items() if d["met"] < d["expected"]]
+    unmet = [
+        [name, d["expected"], d["met"]]
+        for name, d in answers["detections"].items()
+        if d["met"] < d["expected"] and name in hunted
+    ]
     if unmet:
         text += [
             "Detections that were expected on more steps than they met:",

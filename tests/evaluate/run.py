@@ -7,6 +7,7 @@ lines of another state of the code are not used. Everything is computed from the
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -123,6 +124,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if given.quick:
         given.seeds, given.tenants, given.days = 2, min(given.tenants, 10), min(given.days, 30)
+    if importlib.util.find_spec("sklearn") is None:
+        parser.error("a baseline needs scikit-learn: pip install scikit-learn")
     return given
 
 

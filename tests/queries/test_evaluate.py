@@ -208,6 +208,7 @@ def test_figures_of_two_worlds() -> None:
     text = document(answers | {"command": "c", "commit": "abc", "cores": 2, "quick": False})
     assert "| gatehound | 50 % (50–50) |" in text
     assert "smallest worlds" not in text
+    assert "| M02 | 2 | 2 | 2 | 2 | 0 | 0 | 0 |" in text
 
 
 def test_a_kept_finding_comes_back_as_it_was() -> None:
@@ -234,6 +235,7 @@ def test_a_kept_finding_comes_back_as_it_was() -> None:
 
 
 def test_options() -> None:
+    pytest.importorskip("sklearn")
     quick = run.parsed(["--quick", "--tenants", "20"])
     assert (quick.seeds, quick.tenants, quick.days) == (2, 10, 30)
     whole = run.parsed(["--robustness", "--out", "somewhere"])
@@ -245,6 +247,7 @@ def test_options() -> None:
 
 
 def test_a_world_that_is_kept_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
     made: list[dict[str, Any]] = []
 
     def child(_module: str, arguments: dict[str, Any]) -> dict[str, Any]:

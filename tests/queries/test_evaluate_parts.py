@@ -1,8 +1,10 @@
 """Parts of the evaluation that read worlds and archives: labels by byte offset, alerts of the baselines, doubled records."""
 
 import random
+from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -143,3 +145,58 @@ def test_reference_tables_for_each_copy(tmp_path: Path) -> None:
     assert target.read_text().splitlines()[1:] == [
         "pw:a@oak.example,oak,route", "pw:a@oak.example.x1,oak.x1,route", "pw:a@oak.example.x2,oak.x2,route",
     ]  # fmt: skip
+
+
+def hunt_of(*findings: tuple[str, float, tuple[str, ...]]) -> Any:
+    """A hunt of one case with these findings: id, score, evidence."""
+    made = [
+        SimpleNamespace(
+            finding_id=name, detection="T01", severity="high", score=score, evidence=evidence,
+            entities=defaultdict(tuple, tenant_ids=("oak",), source_networks=("192.0.2.0/24",)),
+        )
+        for name, score, evidence in findings
+    ]  # fmt: skip
+    case = SimpleNamespace(
+        findings=made, entities=defaultdict(tuple, tenant_ids=("oak",), source_networks=("192.0.2.0/24",))
+    )
+    return SimpleNamespace(findings=made, cases=[case])
+
+
+def test_two_hunts_are_compared_finding_by_finding() -> None:
+    before = hunt_of(("F-1", 50.0, ("u1",)), ("F-2", 40.0, ("u2",)), ("F-3", 30.0, ()))
+    same = robustness.compared(before, before)
+    assert (same["gone"], same["new"], same["other score"], same["other evidence"]) == ([], [], [], [])
+    assert same["same findings in the same cases"]
+    other = robustness.compared(before, hunt_of(("F-1", 55.0, ("u1",)), ("F-2", 40.0, ("u9",)), ("F-4", 30.0, ())))
+    assert [len(other[key]) for key in ("gone", "new", "other score", "other evidence")] == [1, 1, 1, 1]
+    assert not other["same findings in the same cases"]
+    assert other["cases about the same"]
+    told = robustness.section(
+        {
+            "seed": 1,
+            "events": {"access_events": 10},
+            "host": "mx1.oak.example",
+            "records doubled": 3,
+            "findings": 3,
+            "cases": 1,
+        }
+        | {name: other | {"events": {"access_events": 11}} for name in robustness.VARIANTS}
+    )
+    assert "- other score: T01 high oak 192.0.2.0/24 50 to 55." in told
+    assert "- events: access_events +1." in told
+
+
+def test_what_a_question_costs_is_told_by_size() -> None:
+    run = {"seconds": 2.0, "cpu": 1.0, "peak": 100, "read": 5_000_000, "count": 7}
+    whats = [
+        "catalogue",
+        "daily",
+        *(f"{kind}:{name}" for name in scale.QUESTIONS for kind in ("detection", "question")),
+    ]
+    size = {"rows": 1000, "events": 3_000_000, "derived": 1_000_000, "accesses": 600, "runs": dict.fromkeys(whats, run)}
+    text = scale.section(
+        {"times": 20, "tenants": 14, "days": 45, "derived seconds": 9.5, "sizes": [size, size | {"rows": 20_000}],
+         "rollup": {"gatehound": run, "DuckDB": run}}
+    )  # fmt: skip
+    assert "| all detections, 30 days | 20,000 | 2.0 | 1.0 | 100 | 5.0 | 7 |" in text
+    assert "| DuckDB | 2.0 | 300 | 600 | 100 | 7 |" in text
