@@ -25,11 +25,11 @@ OWN = ("worlds.py", "baselines.py", "judge.py")
 LIMIT = 3600  # seconds for one world
 
 
-def state() -> str:
+def state(*own: str) -> str:
     """Digest of the code on which an answer depends."""
     digest = hashlib.sha256()
     files = [path for folder in CODE for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".sql", ".yaml")]
-    for path in sorted([*files, *(Path(__file__).parent / name for name in OWN)]):
+    for path in sorted([*files, *(Path(__file__).parent / name for name in own or OWN)]):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -62,32 +62,58 @@ def child(module: str, arguments: Any, limit: float = LIMIT) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def line(work: Path, arguments: dict[str, Any], code: str) -> dict[str, Any]:
-    """The kept answers of one world, made where they are not there."""
+def held(
+    work: Path, name: str, module: str, arguments: dict[str, Any], code: str, limit: float = LIMIT
+) -> dict[str, Any]:
+    """The kept answer of a process, made where it is not there."""
     key = hashlib.sha256(json.dumps([code, arguments], sort_keys=True).encode()).hexdigest()[:12]
-    path = work / f"{arguments['kind']}-{arguments['seed']:03d}-{key}.json"
+    path = work / f"{name}-{key}.json"
     if not path.exists():
         began = time.monotonic()
-        answer = child("tests.evaluate.worlds", arguments)
+        answer = child(module, arguments, limit)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(answer) + "\n")
         part.replace(path)
-        print(f"seed {arguments['seed']}, {arguments['kind']}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    held: dict[str, Any] = json.loads(path.read_text())
-    return held
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def world_of(given: argparse.Namespace) -> dict[str, Any]:
+    """Size and plot of the worlds."""
+    plot = None if given.campaigns == "demo" else given.campaigns
+    return {"tenants": given.tenants, "days": given.days, "campaigns": plot}
 
 
 def lines(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """The kept answers of all worlds, by seed."""
     code = state()
     wanted = [
-        {"seed": seed, "kind": kind, "tenants": given.tenants, "days": given.days, "campaigns": None if given.campaigns == "demo" else given.campaigns,
-         "with_replay": kind == "incident" and seed <= given.daily}
+        {"seed": seed, "kind": kind, "with_replay": kind == "incident" and seed <= given.daily} | world_of(given)
         for seed in range(1, given.seeds + 1)
         for kind in ("incident", "null")
-    ]  # fmt: skip
+    ]
+
+    def one(arguments: dict[str, Any]) -> dict[str, Any]:
+        return held(work, f"{arguments['kind']}-{arguments['seed']:03d}", "tests.evaluate.worlds", arguments, code)
+
     with ThreadPoolExecutor(given.jobs) as pool:
-        return list(pool.map(lambda arguments: line(work, arguments, code), wanted))
+        return list(pool.map(one, wanted))
+
+
+def extras(given: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Robustness and scale, where they are asked for; the scale is that of the demo's world, the largest that is written at once."""
+    found = {}
+    if given.robustness:
+        arguments, code = {"seed": 1} | world_of(given), state(*OWN, "robustness.py")
+        found["robustness"] = held(work, "robustness", "tests.evaluate.robustness", arguments, code, 4 * LIMIT)
+    if given.scale:
+        arguments, code = (
+            {"times": given.times} | world_of(given) | {"campaigns": None},
+            state(*OWN, "scale.py", "measure.py"),
+        )
+        found["scale"] = held(work, "scale", "tests.evaluate.scale", arguments, code, 4 * LIMIT)
+    return found
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -151,20 +177,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="evaluate-work-") as folder:
         work = given.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        answers = figures(lines(given, work))
+        answers = figures(lines(given, work)) | extras(given, work)
     answers |= {
-        "command": command(given), "commit": commit(), "code": state(),
-        "cores": os.cpu_count(), "quick": given.quick,
+        "command": command(given), "commit": commit(), "code": state(), "cores": os.cpu_count(), "quick": given.quick,
     }  # fmt: skip
-    world = {
-        "tenants": given.tenants,
-        "days": given.days,
-        "campaigns": None if given.campaigns == "demo" else given.campaigns,
-    }
-    if given.robustness:
-        answers["robustness"] = child("tests.evaluate.robustness", {"seed": 1} | world)
-    if given.scale:
-        answers["scale"] = child("tests.evaluate.scale", {"times": given.times} | world)
     text = document(answers)
     if given.out:
         given.out.write_text(json.dumps(answers, indent=1) + "\n")

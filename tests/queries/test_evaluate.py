@@ -250,7 +250,7 @@ def test_a_world_that_is_kept_is_not_made_again(tmp_path: Path, monkeypatch: pyt
     pytest.importorskip("sklearn")
     made: list[dict[str, Any]] = []
 
-    def child(_module: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def child(_module: str, arguments: dict[str, Any], _limit: float) -> dict[str, Any]:
         made.append(arguments)
         return kept(arguments["seed"], arguments["kind"])
 
@@ -265,6 +265,7 @@ def test_a_world_that_is_kept_is_not_made_again(tmp_path: Path, monkeypatch: pyt
         (2, "null"),
     ]
     assert sorted(item["with_replay"] for item in made) == [False, False, False, True]
-    monkeypatch.setattr(run, "state", lambda: "another")
+    monkeypatch.setattr(run, "state", lambda *_: "another")
     run.lines(given, tmp_path)
     assert len(made) == 8  # other code, other answers
+    assert run.extras(given, tmp_path) == {}

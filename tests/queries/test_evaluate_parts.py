@@ -189,6 +189,7 @@ def test_two_hunts_are_compared_finding_by_finding() -> None:
 def test_what_a_question_costs_is_told_by_size() -> None:
     run = {"seconds": 2.0, "cpu": 1.0, "peak": 100, "read": 5_000_000, "count": 7}
     whats = [
+        "libraries",
         "catalogue",
         "daily",
         *(f"{kind}:{name}" for name in scale.QUESTIONS for kind in ("detection", "question")),
