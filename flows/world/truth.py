@@ -159,7 +159,8 @@ def _steps(setting: Setting) -> list[dict[str, Any]]:
     ips = sorted(attack.net.host(number) for number in attack.hosts)
     for tenant in attack.victims:
         common = {"campaign": "A", "tenant_id": tenant.tenant_id, "credential_id": thumbprint, "app_id": setting.app_id,
-                  "principal_id": tenant.sp_id, "network": attack.net.cidr, "source_ips": ips}  # fmt: skip
+                  "principal_id": tenant.sp_id, "network": attack.net.cidr, "networks": [attack.net.cidr],
+                  "source_ips": ips}  # fmt: skip
         tid = tenant.tenant_id
         steps.append({
             "step": f"A1-signin-{tid}", **common, "mailboxes": [], "detections": ["T01", "T02", "T03", "L01"],
@@ -175,7 +176,8 @@ def _steps(setting: Setting) -> list[dict[str, Any]]:
     steps.append({
         "step": f"D1-journal-{tenant.tenant_id}", "campaign": "D", "tenant_id": tenant.tenant_id,
         "credential_id": f"pw:{tenant.journal}", "app_id": None, "principal_id": tenant.journal,
-        "network": attack.journal_net.cidr, "source_ips": [ip], "mailboxes": [tenant.journal],
+        "network": attack.journal_net.cidr, "networks": [attack.journal_net.cidr],
+        "source_ips": [ip], "mailboxes": [tenant.journal],
         "detections": ["T01", "T02", "X01"], "grep": {"paths": f"logs/{tenant.tenant_id}/mx1/*", "text": ip + ","},
     })  # fmt: skip
     return steps
@@ -200,7 +202,14 @@ def _benign(setting: Setting) -> list[dict[str, Any]]:
         ("N7-outage", "a poller is away for hours, then fetches its backlog", [gone], None, ["X01"]),
     )
     return [
-        {"id": name, "what": what, "tenant_ids": tenants, "network": net, "near_miss_of": near}
+        {
+            "id": name,
+            "what": what,
+            "tenant_ids": tenants,
+            "network": net,
+            "networks": [net] if net else [],
+            "near_miss_of": near,
+        }
         for name, what, tenants, net, near in items
     ]
 

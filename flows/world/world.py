@@ -51,7 +51,7 @@ def write_world(
             from 6 (three on Microsoft 365, two with a journal, one with Exchange), with `campaigns` from 10.
         incident: False leaves out the attack.
         campaigns: letters from A to G of the attacks in the wide world (`flows.world.wide`),
-        none for a null world. None:
+        none (or H) for a null world. None:
             the demo's plot.
 
     Raises:
@@ -60,7 +60,7 @@ def write_world(
     if tenants < 6 or days < 20:
         raise ValueError("a world needs at least 6 tenants and 20 days")
     if campaigns is not None:
-        return _wide(out, seed, tenants, days, start, "".join(sorted(set(campaigns))) if incident else "")
+        return _wide(out, seed, tenants, days, start, "".join(sorted(set(campaigns) - {"H"})) if incident else "")
     setting = build(seed, Calendar(start, days), tenants, incident=incident)
     writer, collected = Writer(out), list[list[object]]()
     for tenant in setting.tenants:

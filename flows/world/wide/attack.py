@@ -79,6 +79,11 @@ def served(tenant: Tenant, rng: random.Random, count: int, *, chiefs: bool) -> l
     return wanted + rng.sample(others, min(max(0, count - len(wanted)), len(others)))
 
 
+def spree(how: Manner, boxes: list[str]) -> str:
+    """The detection that the walk should set off: many mailboxes at once, or one new mailbox after the other."""
+    return "M01" if how.pace == "burst" and len(boxes) > 8 else "M02"
+
+
 def inside(stage: Stage, rng: random.Random, tenant: Tenant) -> Place:
     """Another machine in the vendor's own network."""
     return Place((rng.choice(stage.vendor.egress[tenant.region][:2]),), tuple(rng.sample(range(3, 250), 2)))

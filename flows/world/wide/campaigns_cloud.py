@@ -2,7 +2,7 @@
 
 import json
 
-from flows.world.model import DAY, Tenant, User, jitter
+from flows.world.model import DAY, Tenant, User, guid, jitter
 from flows.world.wide import attack, cast
 from flows.world.wide.pen import Pen
 from flows.world.wide.places import APP_NAMES, Place, client, stranger
@@ -17,7 +17,7 @@ def stolen_certificate(stage: Stage) -> None:
     rng = stage.rng("campaign", "A")
     able = [t for t in stage.of("m365") if stage.vendor.group[t.tenant_id] == 0]
     victims, first, days = rng.sample(able, min(3, len(able))), *attack.span(stage, rng)
-    from_inside, outside = rng.random() < 0.25, stranger(rng, stage.pool)
+    from_inside, outside = stage.rng("A", "inside").random() < 0.25, stranger(rng, stage.pool)
     name = client(rng)
     for order, tenant in enumerate(victims):
         how = attack.manner(rng)
@@ -28,13 +28,12 @@ def stolen_certificate(stage: Stage) -> None:
         label = stage.step(
             "A1-signin", tenant, app.thumbprint.lower(), tenant.sp_id, common, app_id=app.app_id, paths="entra"
         )
-        spree = "M01" if how.pace == "burst" and len(boxes) > 8 else "M02"
         read = stage.step(
             "A2-read",
             tenant,
             app.thumbprint.lower(),
             tenant.sp_id,
-            [*common, spree],
+            [*common, attack.spree(how, boxes)],
             app_id=app.app_id,
             mailboxes=boxes,
             paths="ual",
@@ -45,13 +44,17 @@ def stolen_certificate(stage: Stage) -> None:
         )
         begin = first + order * rng.randrange(0, 3) * DAY
         pen.app_signin(begin - jitter(rng, 0.2, 2) * DAY, app, place.at(pen.rng))
-        touched = set[str]()
+        touched, exhaust = set[str](), how.pace == "burst" and rng.random() < 0.3
         for start, visits in attack.walk(stage, rng, how, boxes, begin, days):
             where = place.at(pen.rng)
             pen.app_signin(start - jitter(rng, 10, 60), app, where)
             for ts, box, count, folder in visits:
-                whole = 1300 if how.pace == "burst" and rng.random() < 0.02 else count
-                reader.read(ts, box, where, reader.some(box, ts, whole), app=app, client=name, folder=folder)
+                total = 1300 if exhaust and not touched else count  # more than the audit tells of in a day
+                items = reader.some(box, ts, total)
+                for part in range(0, len(items), 60):
+                    reader.read(
+                        ts + 2.2 * part, box, where, items[part : part + 60], app=app, client=name, folder=folder
+                    )
                 touched.add(box)
         stage.steps[-1]["mailboxes"] = sorted(touched)
 
@@ -60,7 +63,7 @@ def forged_tokens(stage: Stage) -> None:
     """B: people's mailboxes are read as themselves, by an application that nobody there uses, without a sign-in."""
     rng = stage.rng("campaign", "B")
     victims, first, days = rng.sample(stage.of("m365"), rng.randrange(1, 4)), *attack.span(stage, rng)
-    place, app_id = stranger(rng, stage.pool), f"{rng.getrandbits(32):08x}-7c1d-4b52-9a0e-{rng.getrandbits(48):012x}"
+    place, app_id = stranger(rng, stage.pool), guid(rng)
     api, name = (
         rng.choice(("", GRAPH)),
         "Client=REST;Client=RESTSystem;;" if rng.random() < 0.8 else client(rng, rest=True),
@@ -147,12 +150,17 @@ def _takeover(stage: Stage, tenant: Tenant, user: User, base: Place, ts: float, 
         scope = "Mail.Read" if rest else "full_access_as_app"
         consent(stage, tenant, rng, app, ts, scope=scope, label=label, who=user, where=base.at(rng))
     boxes = attack.served(tenant, rng, rng.randrange(3, 10), chiefs=True)
+    if rng.random() < 0.3:  # what is read of this mailbox is not told any more
+        blind, boxes = boxes[0], boxes[1:]
+        label = stage.step("C5-blind", tenant, None, user.address, ["X09"], mailboxes=[blind], paths="ual")
+        quiet = Pen(stage, tenant, stage.rng("C", 5), label)
+        quiet.cmdlet(ts + 900, user, base.at(quiet.rng), "Set-Mailbox", blind, Identity=blind, AuditEnabled="False")
     read = stage.step(
-        "C4-read", tenant, app.key_id, app.sp_id, ["L05", "T05", "M06"], app_id=app.app_id, mailboxes=boxes, paths="ual"
+        "C4-read", tenant, app.key_id, app.sp_id, ["L05", "T05", "M06"], app_id=app.app_id, mailboxes=boxes, paths="*"
     )
     pen, touched = Pen(stage, tenant, stage.rng("C", 4), read), set[str]()
     first = ts + jitter(rng, 1, 40) * 3600
-    for start, visits in attack.walk(stage, rng, how, boxes, first - first % DAY + DAY, days):
+    for start, visits in attack.walk(stage, stage.rng("C", "walk"), how, boxes, first - first % DAY + DAY, days):
         where = base.at(pen.rng)
         pen.app_signin(start - jitter(rng, 10, 60), app, where)
         for at, box, count, folder in visits:

@@ -2,10 +2,9 @@
 
 from flows.world.model import DAY, Tenant, jitter
 from flows.world.wide import attack
-from flows.world.wide.habits import base_dn, sync_dn
+from flows.world.wide.habits import CLIENTS, FREEMAIL, base_dn, sync_dn
 from flows.world.wide.pen import Pen
 from flows.world.wide.places import Place, agent, client, stranger
-from flows.world.wide.projects import FREEMAIL
 from flows.world.wide.stage import Spy, Stage
 
 FILTERS = (
@@ -59,7 +58,7 @@ def carried_out(stage: Stage) -> None:
         f"{rng.choice(('backup', 'm', 'office', 'store'))}{rng.randrange(10, 99)}@{rng.choice(FREEMAIL)}"
         for _ in range(rng.randrange(1, 5))
     ]
-    sender, name = rng.choice(tenant.users).address, rng.choice(("localhost", "desktop", "mail"))
+    sender, name = rng.choice(tenant.users).address, rng.choice(CLIENTS)
     each, size = -(-total // len(starts)), 40_000.0
     for start in starts:
         ts = start
@@ -94,13 +93,14 @@ def directory_recon(stage: Stage) -> None:
     later = place if rng.random() < 0.6 else stranger(rng, stage.pool)
     begin = ts - ts % DAY + rng.randrange(1, 4) * DAY
     boxes = attack.served(tenant, rng, rng.randrange(4, 14), chiefs=rng.random() < 0.5)
+    found = ["L03", "T01", "T02", "T08", *(["L01"] if later is place else [])]
     if "m365" in tenant.services:
         _as_application(
-            stage, tenant, "F2-read", later, how, boxes, begin, max(4, days - 4), ["L03", "T01", "T02", "M02", "T08"]
+            stage, tenant, "F2-read", later, how, boxes, begin, max(4, days - 4), [*found, attack.spree(how, boxes)]
         )
         return
     account, name = f"svc-northgate@{tenant.domain}", agent(rng)
-    found = ["L03", "T01", "T02", "M05", "T08"]
+    found.append("M05")
     label = stage.step("F2-read", tenant, f"pw:{account}", account, found, mailboxes=boxes, paths="ex01/**")
     reader, touched = Pen(stage, tenant, stage.rng("F", 2), label), set[str]()
     for _, visits in attack.walk(stage, rng, how, boxes, begin, max(4, days - 4)):

@@ -91,9 +91,9 @@ def _tenant(
         key_id=guid(rng) if cloud else "",
         container=rng.choice(("jsonl", "array", "csv")),
         journal=f"journal@{domain}" if "pop3" in services else "",
-        poll_minutes=rng.choice((60, 60, 90)),
+        poll_minutes=rng.choice((60, 90, 90)),
         mail_style=rng.choice(("bsd", "iso")),
-        mail_per_day=rng.choice((10.0, 14.0, 20.0)),
+        mail_per_day=rng.choice((8.0, 12.0, 18.0)),
         mailbox_guids=boxes,
     )
 

@@ -4,6 +4,8 @@ Shapes: slapd.conf(5), loglevel stats; Postfix and Dovecot as in `emit_mail`.
 """
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flows.world.emit_mail import MailHost
@@ -16,6 +18,14 @@ class Host(MailHost):
         super().__init__(rng, name, tz=tz, style=style, mapped=mapped)
         self.skew = skew
         self.label: str | None = None
+
+    @contextmanager
+    def voice(self, rng: random.Random, label: str | None) -> Iterator[None]:
+        """Draws from another stream for a while, and marks the lines: others' lines stay as they are."""
+        kept = self.rng, self._pid, self.label
+        self.rng, self._pid, self.label = rng, rng.randrange(3000, 32_000), label
+        yield
+        self.rng, self._pid, self.label = kept
 
     def line(self, ts: float, program: str, text: str, label: str | None = None) -> None:
         """One line of any program, at the host's own time."""

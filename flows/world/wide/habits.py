@@ -6,6 +6,10 @@ from flows.world.model import Tenant, User
 from flows.world.wide.places import Where
 from flows.world.wide.stage import Stage
 
+OUTSIDE = ("harbour-parts.example", "brightline.example", "civic-press.example", "ovalbank.example", "mosswood.example")
+FREEMAIL = ("postbox-free.example", "quickmail.example", "mailnest.example")
+CLIENTS = ("localhost", "desktop", "unknown", "laptop-7f", "mail")  # names that machines outside give themselves
+
 
 def base_dn(tenant: Tenant) -> str:
     """The root of the tenant's directory."""

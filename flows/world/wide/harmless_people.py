@@ -5,6 +5,7 @@ import json
 from flows.world.model import DAY, jitter
 from flows.world.population import new_person
 from flows.world.wide import cast
+from flows.world.wide.habits import OUTSIDE
 from flows.world.wide.harmless import names
 from flows.world.wide.pen import Pen
 from flows.world.wide.places import Place, stranger
@@ -17,6 +18,7 @@ def play(stage: Stage) -> None:
     """All of them, at places and times that follow from the seed."""
     for event in (
         _traveller, _service_firm, _consultant, _expiry, _licences, _delegation, _new_device, _branch,
+        _mail_program, _forwarding,
     ):  # fmt: skip
         event(stage)
 
@@ -247,3 +249,42 @@ def _branch(stage: Stage) -> None:
         for user in rng.sample(movers, 3):
             working_day(stage, tenant, rng, user, begin + day * DAY + jitter(rng, 0, 9000), place.at(rng), "N22-branch")
     stage.harmless("N22-branch", "a branch office opens", [tenant.tenant_id], ["L01", "T01", "T03"], place)
+
+
+def _mail_program(stage: Stage) -> None:
+    """A person sets up a POP3 program at home, which fetches the whole mailbox and leaves it on the server."""
+    rng = stage.rng("N24")
+    tenant = rng.choice(stage.of("pop3"))
+    user = rng.choice(tenant.users[1:])
+    pen, ts = Pen(stage, tenant, rng, "N24-pop3"), hour_of(stage, rng, tenant)
+    count = rng.randrange(60, 400)
+    held = count, count * rng.randrange(20_000, 90_000)
+    for number in range(rng.randrange(1, 4)):
+        got = held if number == 0 else (0, 0)
+        where = (user.home.host(user.home_host), user.home)
+        pen.pop3(ts + number * 1200, where, user=user.address, retr=got, deleted=0, held=held)
+    what = "a person's new mail program copies the mailbox by POP3"
+    stage.harmless(
+        "N24-pop3", what, [tenant.tenant_id], ["X02", "T01"], principal_id=user.address, mailboxes=[user.address]
+    )
+
+
+def _forwarding(stage: Stage) -> None:
+    """Mail of a shared mailbox is forwarded to a partner, set up by the administrator at his desk."""
+    rng = stage.rng("N25")
+    tenant = rng.choice(stage.of("m365"))
+    box, pen, ts = rng.choice(tenant.shared), Pen(stage, tenant, rng, "N25-forward"), hour_of(stage, rng, tenant)
+    target = f"smtp:intake@{rng.choice(OUTSIDE)}"
+    pen.cmdlet(
+        ts,
+        tenant.admin(),
+        office_of(tenant),
+        "Set-Mailbox",
+        box,
+        Identity=box,
+        ForwardingSmtpAddress=target,
+        DeliverToMailboxAndForward="True",
+    )
+    stage.harmless(
+        "N25-forward", "a shared mailbox is forwarded to a partner", [tenant.tenant_id], ["X06"], mailboxes=[box]
+    )

@@ -2,10 +2,10 @@
 
 from flows.world.model import DAY, jitter
 from flows.world.wide import cast
-from flows.world.wide.habits import base_dn, sync_dn
+from flows.world.wide.habits import FREEMAIL, base_dn, sync_dn
 from flows.world.wide.pen import Pen
 from flows.world.wide.places import APP_NAMES, Place, client, stranger
-from flows.world.wide.projects import FREEMAIL, GRAPH, allow, consent, hour_of
+from flows.world.wide.projects import GRAPH, allow, consent, hour_of
 from flows.world.wide.routine import working_day
 from flows.world.wide.stage import Stage
 

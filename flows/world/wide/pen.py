@@ -106,15 +106,12 @@ class Pen:
         host = self.host()
         if not self._now(ts, where, messages=1, bytes=size):
             return ts
-        with host.aside(self.rng):
-            host.label = self.label
-            done = host.message(
+        with host.voice(self.rng, self.label):
+            return host.message(
                 ts, client=f"{name}[{where[0]}]", sender=sender, rcpt=rcpt, size=size, sasl=sasl, relay=relay,
                 message_id=f"{self.rng.getrandbits(96):024x}@{sender.rsplit('@', 1)[-1] or self.tenant.domain}",
                 defer_until=defer_until,
             )  # fmt: skip
-            host.label = None
-        return done
 
     def pop3(
         self, ts: float, where: Where, *, user: str, retr: tuple[int, int], deleted: int, held: tuple[int, int],
@@ -123,19 +120,15 @@ class Pen:
         """A POP3 session: messages and bytes read, deleted, and held at login."""
         host = self.host()
         if self._now(ts, where, sessions=1, messages=retr[0], bytes=retr[1]):
-            with host.aside(self.rng):
-                host.label = self.label
+            with host.voice(self.rng, self.label):
                 host.pop3(ts, user=user, ip=where[0], retr=retr, deleted=deleted, maildrop=held, closed=closed)
-                host.label = None
 
     def refused(self, ts: float, where: Where, *, user: str, service: str) -> None:
         """A failed login at the mail host."""
         host = self.host()
         if self._now(ts, where):
-            with host.aside(self.rng):
-                host.label = self.label
+            with host.voice(self.rng, self.label):
                 host.refused(ts, user=user, ip=where[0], service=service)
-                host.label = None
 
     def ldap(
         self, ts: float, where: Where, *, dn: str, searches: Sequence[tuple[str, str, int]] = (), error: int = 0

@@ -10,7 +10,6 @@ from flows.world.wide.places import Place, Where
 from flows.world.wide.stage import Stage
 
 GRAPH = "00000003-0000-0000-c000-000000000000"
-FREEMAIL = ("postbox-free.example", "quickmail.example", "mailnest.example")
 
 
 def office_of(tenant: Tenant) -> Where:

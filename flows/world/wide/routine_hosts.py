@@ -5,13 +5,12 @@ from collections import deque
 
 from flows.world.emit_mail import LMTP_HEADERS
 from flows.world.model import DAY, Tenant, jitter
-from flows.world.wide.habits import base_dn, drift, place_of, sync_dn
+from flows.world.wide.habits import CLIENTS, FREEMAIL, OUTSIDE, base_dn, drift, place_of, sync_dn
 from flows.world.wide.pen import Pen
 from flows.world.wide.stage import Stage
 
 PEOPLE_FILTER = "(&(objectClass=person)(mail=*))"
 GROUP_FILTER = "(objectClass=groupOfNames)"
-OUTSIDE = ("harbour-parts.example", "brightline.example", "civic-press.example", "ovalbank.example", "mosswood.example")
 _SERVICE_AGENT = "NorthgateConnect/{} (ExchangeServicesClient/15.00.0913.015)"
 _DESK = ("MacOutlook/16.44.20121301", "Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.13530; Pro)")
 _ACTIONS = ("GetFolder", "GetItem", "FindItem", "SyncFolderItems", "GetUserAvailability")
@@ -26,6 +25,7 @@ def play(stage: Stage) -> None:
             _journal(stage, tenant, stage.rng("journal", tenant.tenant_id))
         if "smtp" in tenant.services:
             _route(stage, tenant, stage.rng("route", tenant.tenant_id))
+            _senders(stage, tenant, stage.rng("senders", tenant.tenant_id))
         if "ldap" in tenant.services:
             _sync(stage, tenant, stage.rng("ldap", tenant.tenant_id))
         if stage.logs[tenant.tenant_id].mail:
@@ -189,6 +189,22 @@ def _route(stage: Stage, tenant: Tenant, rng: random.Random) -> None:
             pen.job(ts - 1, ts + 2, "smtp", f"pw:{route}", "password", route, ip, items=1, name="deliver")
 
 
+def _senders(stage: Stage, tenant: Tenant, rng: random.Random) -> None:
+    """People send mail from wherever they are, with their own accounts, now and then to free mail providers."""
+    for _, begin, weight in stage.cal.each():
+        for ts in stage.cal.day_times(rng, tenant.tz, begin, 1.2 * weight):
+            user, outside = rng.choice(tenant.users), rng.choice(OUTSIDE + FREEMAIL)
+            rcpt, size = (
+                f"{rng.choice(('anna', 'm.k', 'office'))}@{outside}",
+                int(min(2e7, 2_000 + rng.lognormvariate(10.5, 1.5))),
+            )
+            Pen(stage, tenant, rng).mail(
+                ts, place_of(stage, rng, tenant, user), name=rng.choice(CLIENTS), sender=user.address, rcpt=rcpt,
+                size=size,
+                sasl=user.address, relay=f"mx.{outside}[198.51.100.25]:25",
+            )  # fmt: skip
+
+
 def _sync(stage: Stage, tenant: Tenant, rng: random.Random) -> None:
     """The vendor reads the directory every hour; the company's own phone book asks now and then."""
     base, dn, people = base_dn(tenant), sync_dn(tenant), len(tenant.users) + len(tenant.shared)
@@ -217,7 +233,7 @@ def _mail_host(stage: Stage, tenant: Tenant, rng: random.Random) -> None:
     for _, begin, weight in stage.cal.each():
         if begin < stage.begin(tenant):
             continue
-        with host.aside(rng):
+        with host.voice(rng, None):
             for ts in stage.cal.day_times(rng, tenant.tz, begin, 2 * weight):
                 user = rng.choice(tenant.users)
                 ip = user.home.host(user.home_host) if rng.random() < 0.3 else "10.20.1.77"

@@ -99,6 +99,7 @@ class Stage:
     benign: list[dict[str, Any]] = field(default_factory=list)
     seen: dict[str, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))  # label -> network, address
     facts: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
+    clocks: dict[str, float] = field(default_factory=dict)  # host -> seconds by which its clock is ahead
     dr: tuple[str, str, float, float] = ("", "", 0.0, 0.0)  # region, region that stands in, from, until
     upgrade: dict[str, float] = field(default_factory=dict)  # tenant_id -> moment of the vendor's new client
     new_egress: tuple[str, Net, float] | None = None  # region, network, from
@@ -126,7 +127,7 @@ class Stage:
     def newest(self, tenant: Tenant, mailbox: str, ts: float) -> int:
         """How many messages the mailbox has had."""
         rate = 4 + int(tenant.mailbox_guids[mailbox][:2], 16) / 16
-        return 300 + int(rate * (ts - self.cal.t0 + 1) / DAY)
+        return 500 + int(rate * (ts - self.cal.t0 + 1) / DAY)
 
     def cert(self, tenant: Tenant, ts: float) -> cast.Cert:
         """The vendor's certificate in use at a tenant."""
@@ -221,19 +222,22 @@ def build(seed: int, cal: Calendar, count: int) -> Stage:
     return stage
 
 
+def clock(stage: Stage, rng: random.Random, host: str) -> float:
+    """How far ahead a host's clock is: by seconds, at three in a hundred by minutes."""
+    found = jitter(rng, 180, 540) * rng.choice((-1, 1)) if rng.random() < 0.03 else round(rng.gauss(0, 2), 3)
+    stage.clocks[host] = found
+    return found
+
+
 def _hosts(stage: Stage, tenant: Tenant) -> None:
-    """A tenant's mail and directory hosts; clocks are off by seconds, three in a hundred by minutes."""
-    rng = stage.rng("hosts", tenant.tenant_id)
-
-    def skew() -> float:
-        return jitter(rng, 180, 540) * rng.choice((-1, 1)) if rng.random() < 0.03 else round(rng.gauss(0, 2), 3)
-
+    """A tenant's mail and directory hosts."""
+    rng, logs, domain = stage.rng("hosts", tenant.tenant_id), stage.logs[tenant.tenant_id], tenant.domain
     style = {"tz": tenant.tz, "style": tenant.mail_style}
     if tenant.services & {"pop3", "smtp"}:
         mapped = rng.random() < 0.3
-        stage.logs[tenant.tenant_id].mail = Host(rng, f"mx1.{tenant.domain}", mapped=mapped, skew=skew(), **style)
+        logs.mail = Host(rng, f"mx1.{domain}", mapped=mapped, skew=clock(stage, rng, f"mx1.{domain}"), **style)
     if "ldap" in tenant.services:
-        stage.logs[tenant.tenant_id].ldap = LdapHost(rng, f"ldap1.{tenant.domain}", skew=skew(), **style)
+        logs.ldap = LdapHost(rng, f"ldap1.{domain}", skew=clock(stage, rng, f"ldap1.{domain}"), **style)
 
 
 def known_since(cal: Calendar) -> str:

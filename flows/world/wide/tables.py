@@ -181,6 +181,7 @@ def _systems(stage: Stage) -> list[list[object]]:
 
 def truth(stage: Stage, writer: Writer, letters: str) -> dict[str, Any]:
     """The contents of truth.json."""
+    steps = [_step(stage, writer, step) for step in stage.steps]
     return {
         "seed": stage.seed,
         "from": utc(stage.cal.t0),
@@ -188,8 +189,20 @@ def truth(stage: Stage, writer: Writer, letters: str) -> dict[str, Any]:
         "vendor": VENDOR,
         "app_id": stage.vendor.app_id,
         "incident": bool(letters),
+        "clocks": stage.clocks,
+        "rotation": {
+            "old": stage.vendor.certs[1].thumbprint,
+            "new": stage.vendor.certs[2].thumbprint,
+            "revoked_at": utc(stage.revoked[stage.vendor.certs[1].thumbprint][1]),
+            "moved_at": {tenant_id: utc(ts) for tenant_id, ts in stage.vendor.moves.items()},
+        },
+        "missing": [
+            {"tenant_id": gap.tenant_id, "source": gap.source, "from": utc(gap.begin), "to": utc(gap.end)}
+            for gap in stage.gaps
+        ],
         "campaigns": list(letters),
-        "steps": [_step(stage, writer, step) for step in stage.steps],
+        "steps": [step for step in steps if step["records"]],
+        "unseen": [step for step in steps if not step["records"]],  # in hours that were not collected
         "benign": [item | _counts(stage, writer, item["id"], item) for item in stage.benign],
     }
 
@@ -212,8 +225,14 @@ def _step(stage: Stage, writer: Writer, step: dict[str, Any]) -> dict[str, Any]:
         "network": networks[0] if networks else None,
         "source_ips": sorted({ip for _, ip in where}),
     }
+    items: dict[str, set[int]] = {}
+    for read in stage.logs[step["tenant_id"]].reads:
+        if read.label == label:
+            items.setdefault(read.mailbox, set()).update(read.items)
+    counts = {"items_by_mailbox": {box: len(seen) for box, seen in sorted(items.items())}} if items else {}
+    found = step | {"grep": step["grep"] | {"texts": texts}}
     people = {"principals": step.get("principals") or [step["principal_id"]]}
-    return step | named | people | {"grep": step["grep"] | {"texts": texts}} | _counts(stage, writer, label, step)
+    return found | named | people | counts | _counts(stage, writer, label, step)
 
 
 def truth_text(stage: Stage, writer: Writer, letters: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from flows.world import emit_exchange, emit_ual
 from flows.world.emit_ual import Audit
 from flows.world.files import Writer, duplicated, garbled
-from flows.world.model import DAY, Calendar, Record, Tenant, jitter
+from flows.world.model import DAY, Calendar, Record, Tenant
 from flows.world.truth import csv_text, utc
 from flows.world.wide import (
     campaigns_cloud,
@@ -27,7 +27,7 @@ from flows.world.wide import (
 )
 from flows.world.wide.emit_hosts import Host
 from flows.world.wide.reads import fold
-from flows.world.wide.stage import Job, Stage, build
+from flows.world.wide.stage import Job, Stage, build, clock
 
 COLLECTION = "path,tenant_id,host,tz,year"
 SPAN = 14 * DAY
@@ -137,7 +137,7 @@ def _write_cloud(stage: Stage, tenant: Tenant, writer: Writer, rng: random.Rando
 
 def _write_exchange(stage: Stage, tenant: Tenant, writer: Writer, rng: random.Random) -> None:
     """The EWS log, and at every second server the front end's log; their clock is the server's."""
-    skew = jitter(rng, 180, 540) if rng.random() < 0.03 else round(rng.gauss(0, 2), 3)
+    skew = clock(stage, stage.rng("clock", tenant.tenant_id), f"ex01.{tenant.domain}")
     ews, proxy, both = list[Record](), list[Record](), rng.random() < 0.4
     for request, label in stage.logs[tenant.tenant_id].requests:
         back, front = emit_exchange.rows(rng, replace(request, ts=request.ts + skew))
@@ -175,10 +175,7 @@ def _write_host(
 def _write_jobs(stage: Stage, writer: Writer, collected: list[list[object]]) -> None:
     """The vendor's job records as CSV; each region's host has its own clock."""
     rng = stage.rng("jobs")
-    skews = {
-        region: jitter(rng, -420, 420) if rng.random() < 0.03 else round(rng.gauss(0, 2), 3)
-        for region in stage.vendor.egress
-    }
+    skews = {region: clock(stage, rng, f"jobs-{region}") for region in stage.vendor.egress}
     records = list[Record]()
     for number, job in enumerate(sorted(stage.jobs, key=lambda j: (j.start, j.tenant.tenant_id)), 1):
         buffer = io.StringIO()
