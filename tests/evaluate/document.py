@@ -60,7 +60,7 @@ who made the detections: read this as a test of the machinery and of regressions
 - {worlds['planted']} worlds with planted campaigns and {worlds['null']} with nothing planted (seeds {_seeds(worlds['seeds'])}),
   {tenants} tenants, {days} days, {worlds['events']:,} events in all; {worlds['labelled events']:,} events stem from
   {worlds['labelled records']:,} labelled records, planted or of one of {worlds['harmless events']:,} harmless events that leave any.
-- The hunt looks at the last 30 days of each world. Of {worlds['campaigns']} planted campaigns {worlds['before window']} begin before that.
+- The hunt looks at the last 30 days of each world, and at none of its first 14. Of {worlds['campaigns']} planted campaigns {worlds['before window']} begin before that.
 - Command: `{answers['command']}`; commit {answers['commit']}; {answers['cores']} cores;
   {sum(worlds['seconds'].values()):,} s for the worlds, one after another.
 
@@ -131,12 +131,18 @@ def _waits(answers: Mapping[str, Any]) -> str:
         )]
         for name in (OURS, *METHODS)
     ]  # fmt: skip
+    n = answers["worlds"]["hunted daily"]
+    really = (
+        f' "Hunted daily" ran a real hunt on each day with planted activity, over the 30 days up to it, in {n} of the worlds.'
+        if n
+        else ""
+    )
     return f"""\
 ## Days to detection
 
 Days from the first planted record to the day on which a shown case first hits the campaign: median / 90 % point; campaigns that
-are never found count as endless, and "∞" is such a point. "Hunted daily" ran a real hunt on each day with planted activity, over
-the 30 days up to it, in {answers["worlds"]["hunted daily"]} of the worlds. "One hunt" takes each finding on the day of its last event, which is an upper bound.
+are never found count as endless, and "∞" is such a point. "One hunt" takes each finding on the day of its last event, which is an
+upper bound.{really}
 
 {table(["", *letters], rows)}"""
 

@@ -151,7 +151,7 @@ def hunt_of(*findings: tuple[str, float, tuple[str, ...]]) -> Any:
     """A hunt of one case with these findings: id, score, evidence."""
     made = [
         SimpleNamespace(
-            finding_id=name, detection="T01", severity="high", score=score, evidence=evidence,
+            finding_id=name, detection="T01", severity="high", score=score, evidence=SimpleNamespace(count=len(evidence), event_uids=evidence),
             entities=defaultdict(tuple, tenant_ids=("oak",), source_networks=("192.0.2.0/24",)),
         )
         for name, score, evidence in findings
@@ -167,7 +167,7 @@ def test_two_hunts_are_compared_finding_by_finding() -> None:
     same = robustness.compared(before, before)
     assert (same["gone"], same["new"], same["other score"], same["other evidence"]) == ([], [], [], [])
     assert same["same findings in the same cases"]
-    other = robustness.compared(before, hunt_of(("F-1", 55.0, ("u1",)), ("F-2", 40.0, ("u9",)), ("F-4", 30.0, ())))
+    other = robustness.compared(before, hunt_of(("F-1", 55.0, ("u1",)), ("F-2", 40.0, ("u2", "u9")), ("F-4", 30.0, ())))
     assert [len(other[key]) for key in ("gone", "new", "other score", "other evidence")] == [1, 1, 1, 1]
     assert not other["same findings in the same cases"]
     assert other["cases about the same"]
@@ -184,6 +184,7 @@ def test_two_hunts_are_compared_finding_by_finding() -> None:
     )
     assert "- other score: T01 high oak 192.0.2.0/24 50 to 55." in told
     assert "- events: access_events +1." in told
+    assert len({row.count("|") for row in told.splitlines() if row.startswith("|")}) == 1
 
 
 def test_what_a_question_costs_is_told_by_size() -> None:
