@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: setup dev demo test check bench live lock clean
+.PHONY: setup dev demo test check bench evaluate live lock clean
 
 setup: .venv/run.stamp
 dev: .venv/dev.stamp
@@ -57,6 +57,10 @@ check: dev
 
 bench: .venv/bench.stamp
 	@$(BIN)/python -m tests.bench.run
+
+# Takes about an hour; goes on where it was stopped.
+evaluate: dev
+	@$(BIN)/python -m tests.evaluate.run --work .evaluate --robustness --scale --out evaluation.json --document docs/evaluation.md
 
 live: dev
 	@.ci/live
