@@ -10,6 +10,8 @@ tables = ["context_days", "networks", "tenants"]
 needs = ["context_days"]
 identity = ["tenant_id", "actor_id", "span_kind", "first_day"]
 explanation = "{actor_id:Name} took {taken}[ at tenant {tenant_id}] {first_seen:span}[ from {source_networks:nets}]. {normal}[ {remark}]"
+step = "{first_seen:Days}, {actor_id:name} took {taken}[ from {source_networks:nets}]."
+why = "{normal}"
 false_positives = [
   "a backup, an archive or a migration that begins anew, or a legal export",
   "a mail client that builds its store anew",

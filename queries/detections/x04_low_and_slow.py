@@ -10,6 +10,8 @@ tables = ["context_days", "change_events", "networks", "tenants"]
 needs = ["context_days"]
 identity = ["tenant_id", "actor_id", "kind", "context", "first_day"]
 explanation = "{actor_id:Name} took {taken}[ at tenant {tenant_id}][ from {strange_networks:nets}][ with the client {strange_client}] {first_seen:span}, on {n_days:count day}. {normal}[ {remark}]"
+step = "{first_seen:Days}, {actor_id:name} took {taken} on {n_days:count day}[ from {strange_networks:nets}]."
+why = "{normal}"
 false_positives = [
   "a new integration that nobody declared and no administrator's change explains",
   "a supplier's client or network that changes at one tenant first",

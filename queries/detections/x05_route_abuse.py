@@ -10,6 +10,8 @@ tables = ["flow_days", "context_days", "failure_days", "tenants", "networks"]
 needs = ["flow_days"]
 identity = ["tenant_id", "account", "kind", "source", "first_day"]
 explanation = "{account:Name} sent {sent}[ at tenant {tenant_id}][ from {source_networks:nets}] {first_seen:span}. {normal}[ {signs}]"
+step = "{first_seen:Days}, {account:name} sent {sent}[ from {source_networks:nets}]."
+why = "{normal}"
 false_positives = [
   "a new office, relay or printer that uses the account and is not declared",
   "a person who travels and sends from a hotel",

@@ -10,6 +10,8 @@ tables = ["gaps", "context_days", "change_events", "networks", "tenants"]
 needs = ["gaps", "context_days"]
 identity = ["tenant_id", "actor_id", "protocol", "source_network", "first_day"]
 explanation = "{actor_id:Name} was used[ at tenant {tenant_id}] from {source_networks:nets} {rhythm}, {first_seen:span}: {n_uses:count use} on {n_days:count day}[, {n_items:some item}][, {n_bytes:size}]. {normal}[ {remark}]"
+step = "{first_seen:Days}, {actor_id:name} was used from {source_networks:nets} {rhythm}."
+why = "{normal}"
 false_positives = [
   "a new monitoring probe or integration that nobody declared",
   "the vendor moves the integration to another network: many tenants show it",

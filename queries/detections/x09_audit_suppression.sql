@@ -60,7 +60,7 @@ needs = ["coverage_hours"]
 
 [[subjects]]
 part = "sources that fall silent"
-sql = "select exists (select 1 from busy_sources)"
+sql = "select exists (select 1 from busy)"
 reason = "no source of a tenant has 14 days and usually $min_people people: silence says nothing"
 
 [evidence]

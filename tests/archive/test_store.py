@@ -66,6 +66,7 @@ def filled(table: str, rows: int = 5) -> pl.DataFrame:
         pl.Date(): DAY,
         pl.Datetime("us", "UTC"): datetime(2021, 1, 10, 1, 2, 3, 456789, tzinfo=UTC),
         pl.List(pl.String()): ["a", "", "b,c"],
+        pl.List(pl.Int64()): [0, 2**40, 3],
         pl.Binary(): b"\x00\xff'",
     }
     schema = contract(table).polars_schema
