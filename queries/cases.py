@@ -3,7 +3,7 @@
 Findings are linked by what an intruder carries from one place to the next and an innocent bystander does not share:
 
 - a source network or autonomous system that is not declared (vendor, corporate, Microsoft), not private, and that few
-  tenants knew before;
+  tenants knew before: a provider whose customers are everywhere links nobody;
 - a client fingerprint that few tenants knew before;
 - a credential or a principal of one tenant, and a mailbox where the finding names only a few;
 - a declared network, and nothing else, where all sources of a finding are declared and it weighs little: a change
@@ -83,7 +83,7 @@ class Surroundings:
     Attributes:
         n_tenants: tenants with activity.
         declared: networks that are declared.
-        arrivals: (kind, value) with kind net or client to the day of first use by tenant.
+        arrivals: (kind, value) with kind net, asn or client to the day of first use by tenant.
         shared: credentials and principals, as (kind, value), that are used in several tenants.
     """
 
@@ -96,7 +96,7 @@ class Surroundings:
         """Whether many tenants knew the value before `day`."""
         before = sum(1 for first in self.arrivals.get((kind, value), ()) if first < day)
         if self.n_tenants < FEW_TENANTS:
-            return before >= (2 if kind == "net" else 1)
+            return before >= (1 if kind == "client" else 2)
         return before > COMMON_SHARE * self.n_tenants
 
 
@@ -110,7 +110,9 @@ def surroundings(
     ((n_tenants,),) = con.execute(statement, [first, last]).fetchall()
     arrivals: dict[tuple[str, str], list[date]] = defaultdict(list)
     classes: set[str] = set()
-    for kind, column, values in (("net", "src_net", nets), ("client", "client_fp", clients)):
+    systems = sorted({source for finding in findings if (source := _system(finding))})
+    looked_at = (("net", "src_net", nets), ("asn", "'AS' || src_asn", systems), ("client", "client_fp", clients))
+    for kind, column, values in looked_at:
         for value, day, is_declared in _by_tenant(con, column, values, first, last):
             arrivals[kind, value].append(day)
             classes |= {value} if is_declared and kind == "net" else set()
@@ -246,10 +248,16 @@ def _source_keys(finding: Finding, around: Surroundings) -> set[Key]:
             keys |= {("net", net, tenant) for tenant in finding.entities["tenant_ids"]}
         elif net not in around.declared and not around.is_common("net", net, day):
             keys.add(("net", net))
-    source = str(finding.facts.get("source") or "")
-    if source.startswith("AS") and not is_declared:
-        keys.add(("asn", source))
+    system = _system(finding)
+    if system and not is_declared and not around.is_common("asn", system, day):
+        keys.add(("asn", system))
     return keys
+
+
+def _system(finding: Finding) -> str | None:
+    """The autonomous system that is the finding's source, where it is one."""
+    source = str(finding.facts.get("source") or "")
+    return source if source.startswith("AS") else None
 
 
 _SITE_LOCAL = tuple(

@@ -300,6 +300,8 @@ LONG_AGO = [date(2020, 6, 1)] * 3
             SHARED, True,
         ),
         (STRANGE, STRANGE, Surroundings(n_tenants=40, arrivals={("net", "203.0.113.0/24"): LONG_AGO}), False),
+        ({"source": "AS64500"}, {"source": "AS64500"}, Surroundings(), True),
+        ({"source": "AS64500"}, {"source": "AS64500"}, Surroundings(arrivals={("asn", "AS64500"): LONG_AGO}), False),
         ({"client_fps": ["f"]}, {"client_fps": ["f"]}, Surroundings(), True),
         ({"client_fps": ["f"]}, {"client_fps": ["f"]}, Surroundings(arrivals={("client", "f"): LONG_AGO}), False),
     ],
