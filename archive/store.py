@@ -9,7 +9,7 @@ validation/        results of the quality gate
 import threading
 import tomllib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
@@ -221,23 +221,27 @@ class Archive:
         return self.commit(table, self.stage(table, df, app_id or table), ids)
 
     def replace_days(
-        self, table: str, df: pl.DataFrame, dates: Sequence[date], built_from: Mapping[str, int] | None = None
+        self,
+        table: str,
+        frames: pl.DataFrame | Iterable[pl.DataFrame],
+        dates: Sequence[date],
+        built_from: Mapping[str, int] | None = None,
     ) -> int:
         """Replaces whole days of a derived table in one transaction; returns the version. A day may become empty.
 
         Args:
-            df: rows of these dates only.
+            frames: rows of these dates only, in one frame or several.
             built_from: source table to the version that the table is now built from. Give it with the last of several
                 calls only: it says that everything up to that version has been taken in.
         """
         table_contract = contract(table)
         if table_contract.kind != "derived":
             raise UsageError(f"{table} is not a derived table: its days cannot be replaced")
-        stray = set(df["date"].unique()) - set(dates)
-        if stray:
-            raise RefusedError(f"{table}: rows of {len(stray)} days that are not to be replaced")
-        staged = self.stage(table, df, "built")
+        staged: list[Staged] = []
         try:
+            for df in [frames] if isinstance(frames, pl.DataFrame) else frames:
+                _check_days(table, df, dates)
+                staged += self.stage(table, df, "built")
             return delta.replace(self.place, table, staged, dates, built_from or {})
         except BaseException:
             self.discard(staged)
@@ -329,6 +333,12 @@ def _configuration(place: Place) -> bytes:
             "storage": keepable(place.options),
         }
     ).encode()
+
+
+def _check_days(table: str, df: pl.DataFrame, dates: Sequence[date]) -> None:
+    stray = set(df["date"].unique()) - set(dates)
+    if stray:
+        raise RefusedError(f"{table}: rows of {len(stray)} days that are not to be replaced")
 
 
 def _check_extra(table: str, extra: Sequence[str], own: Sequence[str]) -> None:

@@ -88,7 +88,8 @@ def _spans(archive: Archive, table: Derived, days: Sequence[date]) -> Iterator[t
         yield span, True
 
 
-def _build(readers: dict[str, Reader], table: Derived, days: Sequence[date]) -> pl.DataFrame:
+def _build(readers: dict[str, Reader], table: Derived, days: Sequence[date]) -> Iterator[pl.DataFrame]:
     wanted = table.read(days)
     inputs = {s: read(None if contract(s).kind == "reference" else wanted) for s, read in readers.items()}
-    return table.build(days, inputs).collect(engine="streaming")
+    frames = table.parts(days, inputs) if table.parts else iter([table.build(days, inputs)])
+    return (frame.collect(engine="streaming") for frame in frames)

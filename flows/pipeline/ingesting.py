@@ -23,7 +23,7 @@ from flows.pipeline.references import load_references
 from flows.pipeline.registering import register_row, totals
 from transforms.enrich import References
 
-_ROWS_A_STAGE = 500_000  # rows of all tables that are held before they are written
+_ROWS_A_STAGE = 250_000  # rows of all tables that are held before they are written
 _BYTES_A_BATCH = 256 << 20  # content of the pieces that are validated and committed together
 _PIECES_A_BATCH = 200
 _AHEAD = 2  # pieces that are prepared while another is taken

@@ -11,6 +11,7 @@ Each module exposes
   LazyFrame in the contract's columns and in one fixed order of rows, so that the same events give the same rows
   whatever files they came in, and however many days are built at once: a rule that looks at other days looks at those
   that lie in reach of the row's own day.
+- ``parts(days, tables)``, where a day may have too many rows for one frame: the same rows in several frames.
 
 The caller hands over the event tables of the days in reach, since a session may begin before midnight and a message
 may leave days after it came; `build` keeps to its own days: a day without events of its own has no rows. A
@@ -19,7 +20,7 @@ monthly table gets the daily tables of its month.
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cache
@@ -30,6 +31,7 @@ import polars as pl
 
 DAY_BEFORE = (1, 0)
 
+Parts = Callable[[Sequence[date], Mapping[str, pl.LazyFrame]], Iterator[pl.LazyFrame]]
 Build = Callable[[Sequence[date], Mapping[str, pl.LazyFrame]], pl.LazyFrame]
 
 
@@ -42,6 +44,7 @@ class Derived:
     sources: tuple[str, ...]
     build: Build
     reach: tuple[int, int] = DAY_BEFORE
+    parts: Parts | None = None
 
     def read(self, days: Sequence[date]) -> list[date]:
         """Days that the rows of `days` depend on (for a monthly table those of the month that begins on the first)."""
@@ -64,6 +67,7 @@ def derived() -> tuple[Derived, ...]:
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")):
         module = importlib.import_module(f"{__name__}.{name}")
         reach = getattr(module, "REACH", DAY_BEFORE)
-        found[module.TABLE] = Derived(module.TABLE, module.PERIOD, module.SOURCES, module.build, reach)
+        parts = getattr(module, "parts", None)
+        found[module.TABLE] = Derived(module.TABLE, module.PERIOD, module.SOURCES, module.build, reach, parts)
     graph = {table: [source for source in found[table].sources if source in found] for table in sorted(found)}
     return tuple(found[table] for table in TopologicalSorter(graph).static_order())

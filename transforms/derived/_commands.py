@@ -34,9 +34,16 @@ _TOLD = (
 )  # fmt: skip
 
 
-def pieces(rows: pl.LazyFrame, key: Sequence[str] = KEY) -> Iterator[pl.DataFrame]:
-    """The rows in pieces of bounded size, all rows of a key in one of them."""
-    number = -(-rows.select(pl.len()).collect(engine="streaming").item() // _ROWS_AT_ONCE)
+def pieces(rows: pl.LazyFrame, at_most: int, key: Sequence[str] = KEY) -> Iterator[pl.DataFrame]:
+    """The rows in pieces of bounded size, all rows of a key in one of them.
+
+    Args:
+        rows: with the columns of the key.
+        at_most: how many there may be: they are counted only where that is too many for one piece.
+        key: columns.
+    """
+    counted = rows.select(pl.len()).collect(engine="streaming").item() if at_most > _ROWS_AT_ONCE else at_most
+    number = -(-counted // _ROWS_AT_ONCE)
     if number <= 1:
         yield rows.collect(engine="streaming")
         return

@@ -5,6 +5,7 @@ back end, which has the front end's. What the front end's tells of commands coun
 login, what the back end's does.
 """
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import polars as pl
@@ -14,26 +15,29 @@ from transforms.derived._commands import BACK, EXCHANGE, LOGINS
 
 _SAME_LOGIN = timedelta(minutes=1)
 _LONGEST = timedelta(hours=48)
+_SESSIONS_AT_ONCE = 200_000
 _NOT_DATA = (*LOGINS, "connect", "session", "other")
 _AROUND = (*LOGINS, "connect")  # what both ends tell of
 
 
-def sessions(access: pl.LazyFrame) -> pl.DataFrame:
-    """One row for each session, as `_commands.whole` gives them.
+def sessions(access: pl.LazyFrame, at_most: int) -> Iterator[pl.DataFrame]:
+    """One row for each session, as `_commands.whole` gives them, in frames of bounded size.
 
     Args:
         access: access events with the columns of `_commands`, of the days in REACH.
+        at_most: how many there may be.
     """
     rows = access.filter((pl.col("source") == EXCHANGE) & pl.col("session_id").is_not_null())
     found, before = [], 0
-    for piece in _commands.pieces(rows):
+    for piece in _commands.pieces(rows, at_most):
         told = _commands.numbered(_marked(piece)).with_columns(pl.col("run") + before)
         before += told.height
         found.append(_parts(told))
     everything = pl.concat(found)
     if everything["back"].any():
         everything = _once(everything)
-    return _commands.whole(everything)
+    number = -(-everything.height // _SESSIONS_AT_ONCE)
+    yield from (_commands.whole(everything.filter(pl.col("run") % number == at)) for at in range(number))
 
 
 def _marked(rows: pl.DataFrame) -> pl.DataFrame:

@@ -38,7 +38,7 @@ _TEXTS = (
 )  # fmt: skip
 # Done weighs more than given up, that more than not yet.
 _WEIGHTS = {"delivered": 5, "sent": 4, "bounced": 3, "rejected": 3, "expired": 3, "deferred": 2, "held": 2}
-_ROWS_AT_ONCE = 600_000
+_ROWS_AT_ONCE = 500_000
 PRIORITY = 2**40  # more than a day has records: priority and place in one number
 
 
@@ -80,12 +80,12 @@ def _keys() -> dict[str, pl.Expr]:
     }  # fmt: skip
 
 
-def gathered(rows: pl.LazyFrame, days: Sequence[date]) -> Iterator[pl.LazyFrame]:
+def gathered(rows: pl.LazyFrame, days: Sequence[date], at_most: int) -> Iterator[pl.LazyFrame]:
     """Records of hops that have one on `days`, and of hops of the same messages: all that these days' rows depend on.
 
     Of the other days in reach only the keys are read throughout, and the other columns where a key was found: there
     are few, since most messages are done within the day. The records come in pieces of bounded size, all of a hop in
-    one of them.
+    one of them; they are counted only where `at_most`, how many there may be, is too many for one piece.
     """
     rows = rows.filter(pl.col("hop_id").is_not_null())
     today = within(days)
@@ -98,7 +98,8 @@ def gathered(rows: pl.LazyFrame, days: Sequence[date]) -> Iterator[pl.LazyFrame]
     related = related.join(names, on="message_id", how="semi").select(HOP).unique()
     more = related.join(spanning.lazy(), on=HOP, how="anti").collect(engine="streaming")
     whole = pl.concat([here, _of(others, pl.concat([spanning, more]))])
-    number = -(-here.select(pl.len()).collect(engine="streaming").item() // _ROWS_AT_ONCE)
+    counted = here.select(pl.len()).collect(engine="streaming").item() if at_most > _ROWS_AT_ONCE else at_most
+    number = -(-counted // _ROWS_AT_ONCE)
     piece = pl.col("hop_id").hash(0) % max(number, 1)
     yield from (whole.filter(piece == at) if number > 1 else whole for at in range(max(number, 1)))
 

@@ -21,6 +21,11 @@ def table(tables: Mapping[str, pl.LazyFrame], name: str) -> pl.LazyFrame:
     return pl.LazyFrame(schema=schema) if given is None else contract(name).conform(given)
 
 
+def height(tables: Mapping[str, pl.LazyFrame], name: str) -> int:
+    """Rows of the named table, as its files' footers tell."""
+    return int(table(tables, name).select(pl.len()).collect().item())
+
+
 def within(days: Sequence[date], before: int = 0) -> pl.Expr:
     """Whether a row's `date` is one of these consecutive days, or of so many days before them."""
     return pl.col("date").is_between(days[0] - timedelta(days=before), days[-1])
@@ -88,9 +93,14 @@ def hour_bits() -> pl.Expr:
 
 def finish(rows: pl.LazyFrame, name: str, key: Sequence[str]) -> pl.LazyFrame:
     """The rows in the contract's columns, sorted as the contract says and then by the rest of the key."""
+    return in_order(contract(name).conform(rows), name, key)
+
+
+def in_order(rows: pl.LazyFrame, name: str, key: Sequence[str]) -> pl.LazyFrame:
+    """The rows sorted as the contract says and then by the rest of the key."""
     ours = contract(name)
     order = [*ours.sorted_by, *(column for column in key if column not in ours.sorted_by)]
-    return ours.conform(rows).sort(order, nulls_last=False)
+    return rows.sort(order, nulls_last=False)
 
 
 def declared_journals(tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:

@@ -101,6 +101,8 @@ def _deliveries(mail: pl.LazyFrame, readers: pl.LazyFrame, declared: pl.LazyFram
     boxes = (
         pl.concat([declared.select("mailbox_id"), readers.select("mailbox_id")]).unique().collect(engine="streaming")
     )
+    if boxes.is_empty():
+        lines = lines.limit(0)
     names = boxes["mailbox_id"].implode()
     lines = lines.filter(pl.col("mailbox_id").is_in(names) | local.is_in(names))
     days = (pl.col("date").alias("due"), pl.col("date").dt.offset_by("1d").alias("due"))

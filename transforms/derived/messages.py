@@ -14,14 +14,14 @@ than 1 GB, so that such a day takes about 35 seconds' work and a year of a billi
 day of records is felt by the 17 days in reach of it, of which those without records cost nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 
 import polars as pl
 
 from transforms.derived import _chains, _hops
 from transforms.derived._hops import CLIENT, DECIDING, PRIORITY
-from transforms.derived._parts import declared_journals, finish, table, within
+from transforms.derived._parts import declared_journals, finish, height, in_order, table, within
 
 TABLE = "messages"
 PERIOD = "day"
@@ -29,6 +29,8 @@ SOURCES = ("mail_events", "access_events", "mailboxes", "bindings")
 REACH = _hops.REACH
 
 KEY = ("tenant_id", "first_ts", "host", "queue_id", "message_id", "rcpt")
+_ORDER = (*KEY, "orig_rcpt", "status", "mail_from", "src_ip", "status_text", "helo")
+_MESSAGES_AT_ONCE = 150_000
 _INHERITED = (*CLIENT, "helo", "sasl_username", "tls_version")
 _LATEST_SESSION = "1h"
 _WITHOUT_QUEUE = ("reject", "bounce", "defer", "deliver", "send", "hold", "quarantine")
@@ -36,7 +38,12 @@ _REFUSED = ("dsn", "status_text", "relay_host", "dst_ip", *CLIENT, "helo", "sasl
 
 
 def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The messages whose hops began on `days`.
+    """The messages whose hops began on `days`; see `parts`."""
+    return in_order(pl.concat(parts(days, tables)), TABLE, _ORDER)
+
+
+def parts(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> Iterator[pl.LazyFrame]:
+    """The messages whose hops began on `days`, in parts of bounded size.
 
     Args:
         days: UTC days, one after the other.
@@ -47,27 +54,36 @@ def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFr
     """
     records = _hops.records(tables)
     found, before = [], 0
-    for piece in _hops.gathered(records, days):
+    for piece in _hops.gathered(records, days, height(tables, "mail_events")):
         # Held: what follows looks at it several times.
         numbered = _hops.numbered(piece).collect(engine="streaming")
         numbered = numbered.with_columns(pl.col("hop").cast(pl.Int64) + before)
         before += numbered.height
-        received = _received(_hops.facts(numbered.lazy()), numbered.lazy())
-        found.append(received.collect(engine="streaming"))
-    rows = _chained(_with_tls(pl.concat(found).lazy(), tables, days))
-    rows = rows.filter(
-        pl.col("began").dt.date().is_between(days[0], days[-1]) & ~(pl.col("_empty") & pl.col("rcpt").is_null())
-    )
-    alone = _without_queue(records, days)
+        found.append(_received(_hops.facts(numbered.lazy()), numbered.lazy()).collect(engine="streaming"))
+    received = pl.concat(found)
+    del found
+    began = pl.col("began").dt.date().is_between(days[0], days[-1])
+    wanted = began & ~(pl.col("_empty") & pl.col("rcpt").is_null())
+    number = -(-received.height // _MESSAGES_AT_ONCE)
+    # A chain is made of hops of one message.
+    of_message = pl.coalesce(pl.col("message_id").hash(0), pl.col("hop").cast(pl.UInt64)) % max(number, 1)
+    sessions = _tls_sessions(tables, days)
+    for at in range(number):
+        some = received.lazy().filter(of_message == at) if number > 1 else received.lazy()
+        yield _finished(_chained(_with_tls(some, sessions)).filter(wanted), tables)
+    yield _finished(_without_queue(records, days), tables)
+
+
+def _finished(rows: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
     journals = declared_journals(tables).rename({"mailbox_id": "rcpt", "is_journal": "_declared"})
-    whole = pl.concat([rows, alone], how="diagonal").join(journals, on="rcpt", how="left")
+    whole = rows.join(journals, on="rcpt", how="left")
     whole = whole.with_columns(
         pl.col("began").dt.date().alias("date"),
         pl.col("began").alias("first_ts"),
         pl.col("rcpt").str.extract(r"@([^@]+)$").alias("rcpt_domain"),
         pl.any_horizontal(pl.col("_journal", "_declared").fill_null(value=False)).alias("is_journal"),
     )
-    return finish(whole, TABLE, [*KEY, "orig_rcpt", "status", "mail_from", "src_ip", "status_text", "helo"])
+    return finish(whole, TABLE, _ORDER)
 
 
 def _received(hops: pl.LazyFrame, numbered: pl.LazyFrame) -> pl.LazyFrame:
@@ -137,17 +153,21 @@ def _chained(rows: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _with_tls(hops: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], days: Sequence[date]) -> pl.LazyFrame:
-    """Fills TLS versions from the latest session of the same client before the reception."""
-    near = within(days, 1)
+def _tls_sessions(tables: Mapping[str, pl.LazyFrame], days: Sequence[date]) -> pl.LazyFrame:
+    """Beginnings of sessions and of their encryption, in order of time."""
     sessions = table(tables, "mail_events").filter(
-        near & pl.col("event").is_in(["connect", "tls"]) & pl.col("src_ip").is_not_null()
+        within(days, 1) & pl.col("event").is_in(["connect", "tls"]) & pl.col("src_ip").is_not_null()
     )
     started = pl.col("event") == "connect"
     # TLS begins after the connection: within a second it comes second.
-    sessions = sessions.select(
+    found = sessions.select(
         pl.col("host").fill_null(""), "src_ip", "ts", started.not_().alias("_tls"), pl.col("tls_version").alias("_seen")
-    ).sort("ts", "_tls", "_seen")
+    )
+    return found.sort("ts", "_tls", "_seen").collect(engine="streaming").lazy()
+
+
+def _with_tls(hops: pl.LazyFrame, sessions: pl.LazyFrame) -> pl.LazyFrame:
+    """Fills TLS versions from the latest session of the same client before the reception."""
     lacking = pl.col("tls_version").is_null() & pl.col("src_ip").is_not_null()
     asked = (
         hops.filter(lacking)

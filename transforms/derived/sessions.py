@@ -12,15 +12,16 @@ for each of its days, and a login whose summary comes more than 48 hours later s
 costs four days more of these protocols' rows (not of web and audit logs).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from itertools import chain
 
 import polars as pl
 
 from transforms import sessions as logins
 from transforms.derived import _commands, _exchange
 from transforms.derived._commands import CLIENT, EXCHANGE, WHO
-from transforms.derived._parts import finish, table, within
+from transforms.derived._parts import finish, height, in_order, table, within
 
 TABLE = "sessions"
 PERIOD = "day"
@@ -28,6 +29,7 @@ SOURCES = ("access_events", "mail_events")
 REACH = _commands.REACH
 
 KEY = ("tenant_id", "principal_id", "end_ts", "protocol", "source", "host", "session_id", "start_ts")
+_ORDER = (*KEY, "src_ip", "commands", "outcome")
 _PROTOCOLS = ("pop3", "imap", "smtp", "ldap")
 _NUMBERS = ("item_count", "bytes_out", "bytes_in", "retr_count", "dele_count", "top_count", "maildrop_n")
 _COLUMNS = (
@@ -46,7 +48,12 @@ _KEY = (*_commands.KEY, "alone")
 
 
 def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
-    """The sessions that belong to `days`.
+    """The sessions that belong to `days`; see `parts`."""
+    return in_order(pl.concat(parts(days, tables)), TABLE, _ORDER)
+
+
+def parts(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> Iterator[pl.LazyFrame]:
+    """The sessions that belong to `days`, in parts of bounded size.
 
     Args:
         days: UTC days, one after the other.
@@ -63,11 +70,12 @@ def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFr
     conversations = access.filter(pl.col("protocol").is_in(["smtp", "ldap"]))
     told = pl.concat([logins.without_summary(boxes, paired), conversations])
     rows = _by_client(pl.concat([_marked(told), _smtp(table(tables, "mail_events"))], how="diagonal"))
-    by_command = [_exchange.sessions(access), *map(_summed, _commands.pieces(rows.with_columns(_alone()), _KEY))]
-    mine = [found.lazy().filter(within(days)).drop("used", "login", "who", "ts", strict=False) for found in by_command]
-    whole = pl.concat([*mine, _summarised(paired, days)], how="diagonal")
+    size, mails = height(tables, "access_events"), height(tables, "mail_events")
+    by_key = _commands.pieces(rows.with_columns(_alone()), size + mails, _KEY)
     signature = pl.col("command_signature").replace("", None)
-    return finish(whole.with_columns(signature), TABLE, [*KEY, "src_ip", "commands", "outcome"])
+    for found in chain(_exchange.sessions(access, size), map(_summed, by_key)):
+        yield finish(found.lazy().filter(within(days)).with_columns(signature), TABLE, _ORDER)
+    yield finish(_summarised(paired, days).with_columns(signature), TABLE, _ORDER)
 
 
 def _marked(rows: pl.LazyFrame) -> pl.LazyFrame:
