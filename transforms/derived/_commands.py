@@ -13,6 +13,8 @@ from datetime import timedelta
 
 import polars as pl
 
+from transforms import spill
+
 REACH = (2, 2)  # whether a session lasts over two midnights shows within two days
 CAP = 2**38  # a log can claim any number
 _ROWS_AT_ONCE = 600_000
@@ -35,21 +37,10 @@ _TOLD = (
 
 
 def pieces(rows: pl.LazyFrame, at_most: int, key: Sequence[str] = KEY) -> Iterator[pl.DataFrame]:
-    """The rows in pieces of bounded size, all rows of a key in one of them.
-
-    Args:
-        rows: with the columns of the key.
-        at_most: how many there may be: they are counted only where that is too many for one piece.
-        key: columns.
-    """
-    counted = rows.select(pl.len()).collect(engine="streaming").item() if at_most > _ROWS_AT_ONCE else at_most
-    number = -(-counted // _ROWS_AT_ONCE)
-    if number <= 1:
-        yield rows.collect(engine="streaming")
-        return
-    piece = pl.concat_str([pl.col(name).fill_null("") for name in key], separator="\0").hash(0) % number
-    for at in range(number):
-        yield rows.filter(piece == at).collect(engine="streaming")
+    """The rows, of which there are `at_most` so many, in pieces of bounded size, all rows of a key in one of them."""
+    same = pl.concat_str([pl.col(name).fill_null("") for name in key], separator="\0").hash(0)
+    for piece in spill.pieces(rows, -(-at_most // _ROWS_AT_ONCE), same):
+        yield piece.collect(engine="streaming")
 
 
 def numbered(rows: pl.DataFrame, key: Sequence[str] = KEY) -> pl.DataFrame:

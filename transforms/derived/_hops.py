@@ -14,6 +14,7 @@ from datetime import date, timedelta
 
 import polars as pl
 
+from transforms import spill
 from transforms.derived._parts import table, within
 
 REACH = (8, 8)
@@ -38,7 +39,7 @@ _TEXTS = (
 )  # fmt: skip
 # Done weighs more than given up, that more than not yet.
 _WEIGHTS = {"delivered": 5, "sent": 4, "bounced": 3, "rejected": 3, "expired": 3, "deferred": 2, "held": 2}
-_ROWS_AT_ONCE = 500_000
+_ROWS_AT_ONCE = 400_000
 PRIORITY = 2**40  # more than a day has records: priority and place in one number
 
 
@@ -85,7 +86,7 @@ def gathered(rows: pl.LazyFrame, days: Sequence[date], at_most: int) -> Iterator
 
     Of the other days in reach only the keys are read throughout, and the other columns where a key was found: there
     are few, since most messages are done within the day. The records come in pieces of bounded size, all of a hop in
-    one of them; they are counted only where `at_most`, how many there may be, is too many for one piece.
+    one of them; `at_most` is how many there may be.
     """
     rows = rows.filter(pl.col("hop_id").is_not_null())
     today = within(days)
@@ -98,10 +99,7 @@ def gathered(rows: pl.LazyFrame, days: Sequence[date], at_most: int) -> Iterator
     related = related.join(names, on="message_id", how="semi").select(HOP).unique()
     more = related.join(spanning.lazy(), on=HOP, how="anti").collect(engine="streaming")
     whole = pl.concat([here, _of(others, pl.concat([spanning, more]))])
-    counted = here.select(pl.len()).collect(engine="streaming").item() if at_most > _ROWS_AT_ONCE else at_most
-    number = -(-counted // _ROWS_AT_ONCE)
-    piece = pl.col("hop_id").hash(0) % max(number, 1)
-    yield from (whole.filter(piece == at) if number > 1 else whole for at in range(max(number, 1)))
+    yield from spill.pieces(whole, -(-at_most // _ROWS_AT_ONCE), pl.col("hop_id").hash(0))
 
 
 def _of(rows: pl.LazyFrame, keys: pl.DataFrame) -> pl.LazyFrame:

@@ -22,6 +22,7 @@ import polars as pl
 from transforms.derived import _chains, _hops
 from transforms.derived._hops import CLIENT, DECIDING, PRIORITY
 from transforms.derived._parts import declared_journals, finish, height, in_order, table, within
+from transforms.spill import Spill
 
 TABLE = "messages"
 PERIOD = "day"
@@ -30,7 +31,7 @@ REACH = _hops.REACH
 
 KEY = ("tenant_id", "first_ts", "host", "queue_id", "message_id", "rcpt")
 _ORDER = (*KEY, "orig_rcpt", "status", "mail_from", "src_ip", "status_text", "helo")
-_MESSAGES_AT_ONCE = 150_000
+_RECORDS_AT_ONCE = 800_000  # about 100,000 messages
 _INHERITED = (*CLIENT, "helo", "sasl_username", "tls_version")
 _LATEST_SESSION = "1h"
 _WITHOUT_QUEUE = ("reject", "bounce", "defer", "deliver", "send", "hold", "quarantine")
@@ -39,7 +40,7 @@ _REFUSED = ("dsn", "status_text", "relay_host", "dst_ip", *CLIENT, "helo", "sasl
 
 def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
     """The messages whose hops began on `days`; see `parts`."""
-    return in_order(pl.concat(parts(days, tables)), TABLE, _ORDER)
+    return in_order(pl.concat([part.collect().lazy() for part in parts(days, tables)]), TABLE, _ORDER)
 
 
 def parts(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> Iterator[pl.LazyFrame]:
@@ -53,24 +54,22 @@ def parts(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> Iterator[
         messages of `days`; sizes in octets, times UTC.
     """
     records = _hops.records(tables)
-    found, before = [], 0
-    for piece in _hops.gathered(records, days, height(tables, "mail_events")):
-        # Held: what follows looks at it several times.
-        numbered = _hops.numbered(piece).collect(engine="streaming")
-        numbered = numbered.with_columns(pl.col("hop").cast(pl.Int64) + before)
-        before += numbered.height
-        found.append(_received(_hops.facts(numbered.lazy()), numbered.lazy()).collect(engine="streaming"))
-    received = pl.concat(found)
-    del found
+    size, before = height(tables, "mail_events"), 0
+    sessions = _tls_sessions(tables, days)
     began = pl.col("began").dt.date().is_between(days[0], days[-1])
     wanted = began & ~(pl.col("_empty") & pl.col("rcpt").is_null())
-    number = -(-received.height // _MESSAGES_AT_ONCE)
     # A chain is made of hops of one message.
-    of_message = pl.coalesce(pl.col("message_id").hash(0), pl.col("hop").cast(pl.UInt64)) % max(number, 1)
-    sessions = _tls_sessions(tables, days)
-    for at in range(number):
-        some = received.lazy().filter(of_message == at) if number > 1 else received.lazy()
-        yield _finished(_chained(_with_tls(some, sessions)).filter(wanted), tables)
+    of_message = pl.coalesce(pl.col("message_id").hash(0), pl.col("hop").cast(pl.UInt64))
+    with Spill(max(1, -(-size // _RECORDS_AT_ONCE)), of_message) as received:
+        for piece in _hops.gathered(records, days, size):
+            # Held: what follows looks at it several times.
+            numbered = _hops.numbered(piece).collect(engine="streaming")
+            numbered = numbered.with_columns(pl.col("hop").cast(pl.Int64) + before)
+            before += numbered.height
+            found = _received(_hops.facts(numbered.lazy()), numbered.lazy())
+            received.add(found.collect(engine="streaming").lazy())
+        for some in received.pieces():
+            yield _finished(_chained(_with_tls(some, sessions)).filter(wanted), tables)
     yield _finished(_without_queue(records, days), tables)
 
 

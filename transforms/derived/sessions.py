@@ -49,7 +49,7 @@ _KEY = (*_commands.KEY, "alone")
 
 def build(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
     """The sessions that belong to `days`; see `parts`."""
-    return in_order(pl.concat(parts(days, tables)), TABLE, _ORDER)
+    return in_order(pl.concat([part.collect().lazy() for part in parts(days, tables)]), TABLE, _ORDER)
 
 
 def parts(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> Iterator[pl.LazyFrame]:
