@@ -12,10 +12,11 @@ import polars as pl
 
 from transforms.derived import _commands
 from transforms.derived._commands import BACK, EXCHANGE, LOGINS
+from transforms.spill import Spill
 
 _SAME_LOGIN = timedelta(minutes=1)
 _LONGEST = timedelta(hours=48)
-_SESSIONS_AT_ONCE = 200_000
+_ROWS_AT_ONCE = 1_000_000  # about 100,000 sessions
 _NOT_DATA = (*LOGINS, "connect", "session", "other")
 _AROUND = (*LOGINS, "connect")  # what both ends tell of
 
@@ -28,16 +29,24 @@ def sessions(access: pl.LazyFrame, at_most: int) -> Iterator[pl.DataFrame]:
         at_most: how many there may be.
     """
     rows = access.filter((pl.col("source") == EXCHANGE) & pl.col("session_id").is_not_null())
-    found, before = [], 0
-    for piece in _commands.pieces(rows, at_most):
-        told = _commands.numbered(_marked(piece)).with_columns(pl.col("run") + before)
-        before += told.height
-        found.append(_parts(told))
-    everything = pl.concat(found)
-    if everything["back"].any():
-        everything = _once(everything)
-    number = -(-everything.height // _SESSIONS_AT_ONCE)
-    yield from (_commands.whole(everything.filter(pl.col("run") % number == at)) for at in range(number))
+    number, run = max(1, -(-at_most // _ROWS_AT_ONCE)), pl.col("run").cast(pl.UInt64)
+    ends: list[pl.DataFrame] = []
+    before = 0
+    with Spill(number, run) as told, Spill(number, run) as once:
+        for held in _commands.pieces(rows, at_most):
+            numbered = _commands.numbered(_marked(held)).with_columns(pl.col("run") + before)
+            before += numbered.height
+            parts = _parts(numbered)
+            ends.append(_ends(parts))
+            told.add(parts.lazy())
+        whole = told
+        if any(frame["back"].any() for frame in ends):
+            pairs = _pairs(pl.concat(ends))
+            for piece in told.pieces():
+                once.add(_once(piece.collect(), pairs).lazy())
+            whole = once
+        for piece in whole.pieces():
+            yield _commands.whole(piece.sort("run", "back", "around").collect())
 
 
 def _marked(rows: pl.DataFrame) -> pl.DataFrame:
@@ -60,27 +69,10 @@ def _parts(rows: pl.DataFrame) -> pl.DataFrame:
     return summed.join(data, on=["run", "around"])
 
 
-def _once(found: pl.DataFrame) -> pl.DataFrame:
-    """The parts without those of back ends that a front end's tell too; the others become part of the front end's."""
-    pairs = _pairs(found)
-    found = found.join(pairs, on="run", how="left")
-    paired = pl.col("front").is_not_null()
-    repeated = paired & ((pl.col("front_data") > 0) | pl.col("around"))
-    return (
-        found.filter(~repeated.fill_null(value=False))
-        .with_columns(
-            pl.coalesce("front", "run").alias("run"),
-            # The address of the back end's client is the front end's own.
-            *(pl.when(~paired).then(name).alias(name) for name in _commands.CLIENT),
-        )
-        .sort("run", "back", "around")
-    )
-
-
-def _pairs(found: pl.DataFrame) -> pl.DataFrame:
-    """Sessions of the back end and the front end's that they belong to: [run, front, front_data]."""
+def _ends(found: pl.DataFrame) -> pl.DataFrame:
+    """What pairs sessions, one row for each."""
     user = pl.col("principal_id").str.replace(r"^.*[\\/]", "").str.extract(r"^([^@]{1,20})").alias("user")
-    runs = found.group_by("run").agg(
+    return found.group_by("run").agg(
         pl.col("protocol").first(),
         pl.col("back").first(),
         user.min(),
@@ -88,6 +80,22 @@ def _pairs(found: pl.DataFrame) -> pl.DataFrame:
         pl.col("end_ts").max().alias("end"),
         pl.col("data").sum().cast(pl.Int64).alias("front_data"),
     )
+
+
+def _once(found: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """The parts without those of back ends that a front end's tell too; the others become part of the front end's."""
+    found = found.join(pairs, on="run", how="left")
+    paired = pl.col("front").is_not_null()
+    repeated = paired & ((pl.col("front_data") > 0) | pl.col("around"))
+    # The address of the back end's client is the front end's own.
+    clients = (pl.when(~paired).then(name).alias(name) for name in _commands.CLIENT)
+    return found.filter(~repeated.fill_null(value=False)).with_columns(
+        pl.coalesce("front", "run").alias("run"), *clients
+    )
+
+
+def _pairs(runs: pl.DataFrame) -> pl.DataFrame:
+    """Sessions of the back end and the front end's that they belong to: [run, front, front_data]."""
     known = runs.filter(pl.col("user").is_not_null())
     back = known.filter("back").select("run", "protocol", "user", "login", seen="login").sort("login", "run")
     front = known.filter(~pl.col("back")).rename({"run": "front"}).drop("back").sort("login", "front")
