@@ -115,6 +115,7 @@ def test_a_rule_that_names_nobody_new_rebuilds_nothing(archive: Archive, finding
     add(archive, rules)
     hunt_archive(archive, detections=["T01"])
     before = archive.snapshot("context_days")
+    expire(archive, listed(archive)["rule_id"].to_list(), "said anew")
     add(archive, [rule | {"reason": "another"} for rule in rules])
     hunt_archive(archive, detections=["T01"])
     after = archive.snapshot("context_days")
