@@ -215,8 +215,7 @@ def test_every_table_is_found_and_comes_after_what_it_reads() -> None:
     assert names.index("first_seen") > max(names.index("context_days"), names.index("edge_days"))
     assert {table.table: table.period for table in derived()}["first_seen"] == "month"
     assert all(contract(table.table).kind == "derived" for table in derived())
-    for module in (context_days, edge_days, first_seen, journal_hours):
-        assert contract(module.TABLE).partitioned_by == "date"
+    assert {contract(m.TABLE).partitioned_by for m in (context_days, edge_days, first_seen, journal_hours)} == {"date"}
 
 
 @pytest.mark.parametrize("name", sorted(BY_NAME))
