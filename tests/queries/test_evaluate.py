@@ -235,7 +235,6 @@ def test_a_kept_finding_comes_back_as_it_was() -> None:
 
 
 def test_options() -> None:
-    pytest.importorskip("sklearn")
     quick = run.parsed(["--quick", "--tenants", "20"])
     assert (quick.seeds, quick.tenants, quick.days) == (2, 10, 30)
     whole = run.parsed(["--robustness", "--out", "somewhere"])
@@ -247,7 +246,6 @@ def test_options() -> None:
 
 
 def test_a_world_that_is_kept_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("sklearn")
     made: list[dict[str, Any]] = []
 
     def child(_module: str, arguments: dict[str, Any], _limit: float) -> dict[str, Any]:

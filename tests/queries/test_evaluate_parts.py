@@ -111,7 +111,6 @@ def test_terms_not_seen_for_two_weeks_are_new() -> None:
 
 
 def test_the_forest_singles_out_the_odd_day_and_is_the_same_each_time() -> None:
-    pytest.importorskip("sklearn")
     rows = [
         {"ts": at(day, n), "principal_id": f"p{who}", "src_net": "n"}
         for day in range(1, 9)
