@@ -48,7 +48,7 @@ def _head(answers: Mapping[str, Any]) -> str:
         if answers["quick"]
         else ""
     )
-    tenants, days = (", ".join(map(str, worlds[key])) for key in ("tenants", "days"))
+    tenants, quiet, days = (", ".join(map(str, worlds[key])) for key in ("tenants", "null tenants", "days"))
     return f"""\
 # Evaluation
 
@@ -57,8 +57,8 @@ own way: init, reference load, ingest, hunt with the shipped detections and para
 planted. Beside it stand four simple baselines over the same archives at the same budget. The worlds are made up by the same people
 who made the detections: read this as a test of the machinery and of regressions, not as a promise about your logs.{toy}
 
-- {worlds['planted']} worlds with planted campaigns and {worlds['null']} with nothing planted (seeds {_seeds(worlds['seeds'])}),
-  {tenants} tenants, {days} days, {worlds['events']:,} events in all; {worlds['labelled events']:,} events stem from
+- {worlds['planted']} worlds of {tenants} tenants with planted campaigns (seeds {_seeds(worlds['seeds'])}) and {worlds['null']} of {quiet} tenants with nothing
+  planted (seeds {_seeds(worlds['null seeds'])}), {days} days, {worlds['events']:,} events in all; {worlds['labelled events']:,} events stem from
   {worlds['labelled records']:,} labelled records, planted or of one of {worlds['harmless events']:,} harmless events that leave any.
 - The hunt looks at the last 30 days of each world, and at none of its first 14. Of {worlds['campaigns']} planted campaigns {worlds['before window']} begin before that.
 - Command: `{answers['command']}`; commit {answers['commit']}; {answers['cores']} cores;
@@ -70,11 +70,10 @@ Numbers in brackets are 95 % intervals of a bootstrap over seeds (2,000 draws, s
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    return (
-        f"{seeds[0]} to {seeds[-1]}"
-        if list(seeds) == list(range(seeds[0], seeds[-1] + 1))
-        else ", ".join(map(str, seeds))
-    )
+    if not seeds:
+        return "none"
+    whole = list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]} to {seeds[-1]}" if whole else ", ".join(map(str, seeds))
 
 
 def _found(answers: Mapping[str, Any]) -> str:

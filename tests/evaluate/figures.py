@@ -304,8 +304,10 @@ def figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             seconds[name] += value
     return {
         "worlds": {
-            "seeds": sorted({world.seed for world in found}), "planted": len(planted), "null": len(found) - len(planted),
-            "tenants": sorted({line["tenants"] for line in lines}), "days": sorted({line["days"] for line in lines}),
+            "seeds": sorted({world.seed for world in planted}), "planted": len(planted), "null": len(found) - len(planted),
+            "tenants": sorted({world.entry["tenants"] for world in planted}),
+            "null tenants": sorted({world.entry["tenants"] for world in found if world.is_null}),
+            "null seeds": sorted({world.seed for world in found if world.is_null}), "days": sorted({line["days"] for line in lines}),
             "events": sum(sum(line["events"].values()) for line in lines),
             "harmless events": sum(not step.campaign for world in found for step in world.truth),
             "labelled records": sum(line["labelled"]["records"] for line in lines),

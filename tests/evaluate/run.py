@@ -79,19 +79,20 @@ def held(
     return found
 
 
-def world_of(given: argparse.Namespace) -> dict[str, Any]:
+def world_of(given: argparse.Namespace, kind: str = "incident") -> dict[str, Any]:
     """Size and plot of the worlds."""
     plot = None if given.campaigns == "demo" else given.campaigns
-    return {"tenants": given.tenants, "days": given.days, "campaigns": plot}
+    tenants = given.null_tenants if kind == "null" else given.tenants
+    return {"tenants": tenants, "days": given.days, "campaigns": plot}
 
 
 def lines(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """The kept answers of all worlds, by seed."""
     code = state()
     wanted = [
-        {"seed": seed, "kind": kind, "with_replay": kind == "incident" and seed <= given.daily} | world_of(given)
-        for seed in range(1, given.seeds + 1)
-        for kind in ("incident", "null")
+        {"seed": seed, "kind": kind, "with_replay": kind == "incident" and seed <= given.daily} | world_of(given, kind)
+        for kind, seeds in (("incident", given.seeds), ("null", given.null_seeds))
+        for seed in range(1, seeds + 1)
     ]
 
     def one(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +124,10 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tenants", type=int, default=14)
     parser.add_argument("--days", type=int, default=45)
     parser.add_argument(
+        "--null-seeds", type=int, help="worlds with nothing planted, seeds 1 to this (default: as many as --seeds)"
+    )
+    parser.add_argument("--null-tenants", type=int, help="tenants of those (default: as many as --tenants)")
+    parser.add_argument(
         "--campaigns",
         default="ABCDEFG",
         help="letters of the campaigns to plant (default: all), or demo: the demo's plot",
@@ -150,6 +155,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if given.quick:
         given.seeds, given.tenants, given.days = 2, min(given.tenants, 10), min(given.days, 30)
+    given.null_seeds = given.seeds if given.null_seeds is None or given.quick else given.null_seeds
+    given.null_tenants = given.tenants if given.null_tenants is None or given.quick else given.null_tenants
     if importlib.util.find_spec("sklearn") is None:
         parser.error("a baseline needs scikit-learn: pip install scikit-learn")
     return given
@@ -157,7 +164,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def command(given: argparse.Namespace) -> str:
     """The command that gives the same figures, without folders of this machine."""
-    values = [f"--{name} {getattr(given, name)}" for name in ("seeds", "tenants", "days", "campaigns", "daily")]
+    names = ("seeds", "tenants", "null-seeds", "null-tenants", "days", "campaigns", "daily")
+    values = [f"--{name} {getattr(given, name.replace('-', '_'))}" for name in names]
     return " ".join(
         [
             "python -m tests.evaluate.run",
