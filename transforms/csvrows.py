@@ -97,8 +97,9 @@ def _fast(text: pl.Series, header: list[str], known: list[str]) -> pl.DataFrame 
     if not body:
         return _slow([], header, known)
     try:
+        # The first bytes decide whether Polars takes it for compressed: they are not left to what was logged.
         rows = pl.read_csv(
-            body,
+            ("," * len(header) + _MARK + "\n").encode() + body,
             has_header=False,
             schema={str(place): pl.String() for place in range(len(header) + 1)},
             columns=places,
@@ -108,6 +109,7 @@ def _fast(text: pl.Series, header: list[str], known: list[str]) -> pl.DataFrame 
     except pl.exceptions.PolarsError as error:
         _LOG.debug("fast CSV reader gave up: %s", type(error).__name__)
         return None
+    rows = rows.slice(1)
     if rows.height != len(text):
         return None
     mark = pl.col(str(len(header)))

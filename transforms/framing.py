@@ -60,7 +60,8 @@ def _line_frame(data: bytes) -> pl.DataFrame:
     whole = newlines + (not data.endswith(b"\n"))
     if returns in (0, newlines) and not (returns and whole > newlines and data.endswith(b"\r")):
         try:
-            frame = pl.scan_lines(io.BytesIO(data), name="raw").collect()
+            # The first bytes decide whether Polars takes what it is given for compressed: no line of a log may do so.
+            frame = pl.scan_lines(io.BytesIO(b"\n" + data), name="raw").slice(1).collect()
         except pl.exceptions.ComputeError:  # not UTF-8
             frame = None
         if frame is not None and frame.height == whole:

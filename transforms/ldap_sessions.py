@@ -76,12 +76,14 @@ class _Connection:
     identity: Identity = _UNKNOWN  # after the bind with the highest number
     bind: int = -1  # that number
     binding: bool = False  # it has no result yet
+    zero: bool = False  # operation 0 was asked for: before the first bind nobody is bound, not somebody unknown
     requests: dict[int, _Request] = field(default_factory=dict)
     given_up: set[int] = field(default_factory=set)  # operations whose event came before their result
 
     def identity_of(self, op: int) -> Identity:
         """Who asked for the operation, as far as the lines up to now tell."""
-        return _UNKNOWN if self.binding or 0 <= op < self.bind else self.identity
+        unseen = self.bind < 0 and op > 0 and not self.zero
+        return _UNKNOWN if unseen or self.binding or 0 <= op < self.bind else self.identity
 
     def expects(self, op: int) -> bool:
         """Whether a result of this operation may still come."""
@@ -228,6 +230,7 @@ def _note(connection: _Connection, lines: _Lines, kind: str | None, at: int) -> 
 
 def _ask(connection: _Connection, kind: str | None, op: int, at: int) -> None:
     asked = _Request(at, connection.tls, _ANONYMOUS)
+    connection.zero = connection.zero or op == 0
     if kind == BIND:  # makes the connection anonymous until it succeeds
         if op >= connection.bind:
             connection.bind, connection.binding, connection.identity = op, True, _ANONYMOUS

@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 
@@ -24,6 +25,16 @@ def test_lines_lie_where_they_say(lines: list[bytes], block: int) -> None:
     wanted = data.split(b"\n")
     assert frame.height == len(wanted) - (wanted[-1] == b"")
     assert frame["record_no"].to_list() == list(range(frame.height))
+
+
+@pytest.mark.parametrize("begin", [b"x^", b"x\x01", b"x\x9c", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", gzip.compress(b"a\nb\n")])
+@pytest.mark.parametrize("framing", ["lines", "csv"])
+def test_what_begins_like_compressed_data_is_text_still(begin: bytes, framing: str) -> None:
+    data = begin + b" one\ntwo\n"
+    whole = framed(data, framing)
+    assert "".join(whole["raw"].to_list()[-2:]).endswith(" onetwo")
+    assert whole["byte_offset"][-1] == data.index(b"two")
+    assert framed(b"0\n" + data, framing, block_bytes=2)["raw"].to_list()[1:] == whole["raw"].to_list()
 
 
 def test_latin1_nul_and_crlf_lines_are_read_and_placed() -> None:

@@ -187,6 +187,11 @@ def test_lines_that_threads_wrote_late(texts: tuple[str, ...]) -> None:
         assert set(told(lines, cut=cut)) <= {OWN, ("192.0.2.1:1", None), (None, "cn=a"), (None, None)}
 
 
+def test_who_is_bound_is_not_known_where_the_first_operation_is_missing() -> None:
+    rows = rows_of(own(ACCEPT.format(1), SEARCH, FOUND))
+    assert [(row["principal_id"], row["principal_type"]) for row in rows if row["action"] == "search"] == [(None, None)]
+
+
 def test_address_that_comes_with_the_next_block() -> None:
     lines = own(BIND, BOUND, SEARCH, ACCEPT.format(1), FOUND)
     assert told(lines, cut=3) == [OWN]
