@@ -4,7 +4,7 @@ title = "Service credential used from a new network"
 hypothesis = "A stolen key is used from a place where the key has never been."
 family = "tenant_connection"
 severity = "high"
-tables = ["context_days", "first_seen", "credentials", "bindings", "networks"]
+tables = ["context_days", "first_seen", "credentials", "bindings", "networks", "gateway_jobs"]
 needs = ["context_days"]
 identity = ["entity_kind", "entity_tenant", "entity_id", "source", "first_day"]
 explanation = "{entity_id:Name} was used from {source_networks:nets} for the first time: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ at {tenant_ids:tenants}]. In {n_active_days:count active day} before it had never been used from there; it shows a new source on about {p_new:one_in}.[ {remark}]"
@@ -58,10 +58,6 @@ with journal_readers as (
     select lower(coalesce(credential_id, 'pw:' || principal_id)) as credential_id from bindings where scope = 'journal'
 ),
 
-successors as (
-    select lower(credential_id) as credential_id, lower(replaced_by) as successor_id from credentials where replaced_by is not null
-),
-
 service_use as (
     select date, tenant_id, protocol, principal_id, principal_type, credential_id, app_id, src_net, src_asn, src_class,
         client_fp, action, n_ops, items, first_ts, last_ts
@@ -72,23 +68,32 @@ service_use as (
         and outcome = 'success' and action <> 'probe' and src_net is not null
 ),
 
--- A password belongs to one tenant, a certificate or key may open many; a replaced key hands its history on.
+-- A password belongs to one tenant, a certificate or key may open many; a replaced key hands its history on, up to its
+-- end, and without the days of its compromise.
 entity_use as (
     select 'credential' as entity_kind,
         case when u.credential_id like 'pw:%' then coalesce(u.tenant_id, '') else '' end as entity_tenant,
-        coalesce(s.successor_id, u.credential_id) as entity_id,
-        u.*
+        u.credential_id as entity_id, false as is_inherited, u.*
     from service_use as u
-    left join successors as s on u.credential_id = s.credential_id
     where u.credential_id is not null
     union all
-    select 'principal' as entity_kind, coalesce(tenant_id, '') as entity_tenant, coalesce(principal_id, app_id) as entity_id, *
+    select 'credential' as entity_kind,
+        case when s.successor_id like 'pw:%' then coalesce(u.tenant_id, '') else '' end as entity_tenant,
+        s.successor_id as entity_id, true as is_inherited, u.*
+    from service_use as u
+    inner join replaced_credentials() as s
+        on u.credential_id = s.credential_id and u.first_ts < s.retired_at
+        and (u.last_ts < s.compromised_from or u.first_ts > s.compromised_to)
+    union all
+    select 'principal' as entity_kind, coalesce(tenant_id, '') as entity_tenant, coalesce(principal_id, app_id) as entity_id,
+        false as is_inherited, *
     from service_use
     where coalesce(principal_id, app_id) is not null
 ),
 
 source_days as (
-    select entity_kind, entity_tenant, entity_id, src_net, max(src_asn) as src_asn, date, min(first_ts) as first_ts
+    select entity_kind, entity_tenant, entity_id, src_net, max(src_asn) as src_asn, date, min(first_ts) as first_ts,
+        min(first_ts) filter (where not is_inherited) as own_ts
     from entity_use
     group by entity_kind, entity_tenant, entity_id, src_net, date
 ),
@@ -102,7 +107,8 @@ known_longer as (
 ),
 
 first_nets as (
-    select entity_kind, entity_tenant, entity_id, src_net, max(src_asn) as src_asn, min(first_ts) as first_ts
+    select entity_kind, entity_tenant, entity_id, src_net, max(src_asn) as src_asn, min(first_ts) as first_ts,
+        min(own_ts) as own_ts
     from source_days
     group by entity_kind, entity_tenant, entity_id, src_net
 ),
@@ -127,11 +133,11 @@ fresh_asns as (
 
 -- The coarsest new level: the autonomous system where it is known and new, else the network.
 new_nets as (
-    select n.entity_kind, n.entity_tenant, n.entity_id, n.src_net, n.first_ts,
+    select n.entity_kind, n.entity_tenant, n.entity_id, n.src_net, n.own_ts as first_ts,
         if(f.src_asn is null, 'net', 'asn') as level, if(f.src_asn is null, n.src_net, 'AS' || f.src_asn) as source
     from first_nets as n
     left join fresh_asns as f using (entity_kind, entity_tenant, entity_id, src_asn)
-    where n.first_ts >= $window_from
+    where n.first_ts >= $window_from and n.own_ts is not null
         and not exists (
             select 1 from known_longer as k
             where k.entity_kind = n.entity_kind and k.entity_id = n.entity_id and k.attr_type = 'src_net'
@@ -269,6 +275,7 @@ new_use as (
     from entity_use as u
     inner join new_nets using (entity_kind, entity_tenant, entity_id, src_net)
     inner join surprising as s using (entity_kind, entity_tenant, entity_id, level, source)
+    where not u.is_inherited
 ),
 
 -- What a credential's finding shows already is not shown again for its principal.
@@ -301,6 +308,14 @@ spreads as (
     group by n.source
 ),
 
+-- Where the gateway says itself that it worked from the network at the tenant, in the same days.
+jobs as (
+    select tenant_id, src_net, min(ts) as first_ts, max(ts) as last_ts
+    from gateway_jobs
+    where date >= cast($window_from as date) and date <= cast($window_to as date) and src_net is not null
+    group by tenant_id, src_net
+),
+
 described as (
     select u.entity_kind, u.entity_tenant, u.entity_id, u.level, u.source,
         min(u.first_ts) as first_seen, max(u.last_ts) as last_seen,
@@ -321,8 +336,10 @@ described as (
         bool_and(coalesce(d.kind, u.src_class) in ('vendor_egress', 'vendor')) as is_vendor,
         if(count(u.client_fp) > 0, 'known client', 'no client in the logs') as known_clients,
         bool_or(u.client_fp is not null and k.client_fp is null) as is_new_client,
-        bool_or(j.credential_id is not null) as is_journal
+        bool_or(j.credential_id is not null) as is_journal,
+        bool_and(coalesce(o.first_ts <= u.first_ts + interval 1 day and o.last_ts >= u.first_ts - interval 1 day, false)) as has_jobs
     from own_use as u
+    left join jobs as o on u.tenant_id is not distinct from o.tenant_id and u.src_net = o.src_net
     left join declared_nets as d on u.src_net = d.src_net
     left join known_clients as k using (entity_kind, entity_tenant, entity_id, source, client_fp)
     left join (select distinct credential_id from journal_readers) as j
@@ -351,7 +368,8 @@ select entity_kind, entity_tenant, entity_id, level, source, cast(first_seen as 
     case
         when class = 'microsoft_network' then 'The network is Microsoft''s, and no new client was seen.'
         when class = 'declared_network' and is_vendor
-            then 'This looks like a change of the vendor''s egress: declared network, ' || known_clients || '.'
+            then 'This looks like a change of the vendor''s egress: declared network, ' || known_clients
+            || if(has_jobs, ', and jobs of the gateway from there.', '.')
         when class = 'declared_network' then 'This looks like a move within declared networks: ' || known_clients || '.'
         when class = 'declared_network_new_client' then 'The network is declared, but its client was never seen with it before.'
         when class = 'infrastructure_change_unverified'
@@ -362,7 +380,7 @@ select entity_kind, entity_tenant, entity_id, level, source, cast(first_seen as 
     round(surprise, 2) as surprise, p_new, round(p_new, 3) as share_new_days, is_declared, is_new_client,
     case class
         when 'microsoft_network' then 'info'
-        when 'declared_network' then 'low'
+        when 'declared_network' then if(is_vendor and has_jobs, 'info', 'low')
         when 'undeclared_network' then 'high'
         else 'medium'
     end as severity,
