@@ -12,8 +12,9 @@ Findings are linked by what an intruder carries from one place to the next and a
   the vendor share it, and everything would become one case otherwise, while two strangers with one key are most likely
   one.
 
-A case of low findings of one family alone is a novelty without a second signal: it is kept in the watched tail, behind
-all others, and not shown; it comes forth when it grows by a finding that weighs more, or by one of another family.
+A case of low findings of one family, or from declared networks alone, is a novelty without a second signal: it is kept
+in the watched tail, behind all others, and not shown; it comes forth when it grows by a finding that weighs more, or by
+one of another family from elsewhere.
 
 Two findings further apart than REACH are not linked directly. A tenant alone links nothing.
 """
@@ -225,7 +226,7 @@ def _keys(finding: Finding, around: Surroundings) -> set[Key]:
     """What links the finding; a credential of many tenants only counts beside a strange source."""
     day, tenants = finding.first_seen.date(), finding.entities["tenant_ids"]
     nets = finding.entities["source_networks"]
-    if finding.severity in WATCHED and nets and all(net in around.declared for net in nets):
+    if finding.severity in WATCHED and _is_from_declared(finding, around):
         return {("egress", net) for net in nets}
     keys = _source_keys(finding, around)
     has_strange_source = bool(keys)
@@ -283,7 +284,7 @@ def _is_site_local(text: str) -> bool:
 
 def build(findings: Sequence[Finding], around: Surroundings, most_shown: int) -> tuple[Case, ...]:
     """Cases from findings, ranked; those after `most_shown`, and those only watched, are kept but not shown."""
-    groups = [(is_watched(group), score(group), group) for group in link(findings, around)]
+    groups = [(is_watched(group, around), score(group), group) for group in link(findings, around)]
     groups.sort(key=lambda item: (item[0], -item[1], item[2][0].first_seen, _case_id(item[2])))
     return tuple(
         _case(group, points, rank, shown=rank <= most_shown, watched=watched)
@@ -291,10 +292,24 @@ def build(findings: Sequence[Finding], around: Surroundings, most_shown: int) ->
     )
 
 
-def is_watched(findings: Iterable[Finding]) -> bool:
-    """Whether a case is kept in the watched tail: no finding of it weighs more than low, and all are of one family."""
-    told = {(finding.severity in WATCHED, finding.family) for finding in findings}
-    return all(is_low for is_low, _ in told) and len({family for _, family in told}) == 1
+def is_watched(findings: Iterable[Finding], around: Surroundings) -> bool:
+    """Whether a case is kept in the watched tail.
+
+    No finding of it weighs more than low, and those that are signals are of one family: neither what is only told
+    (info) nor what came from declared networks alone is one, since a change of egress shows in several families.
+    """
+    signals = set[str]()
+    for finding in findings:
+        if finding.severity not in WATCHED:
+            return False
+        if finding.severity == "low" and not _is_from_declared(finding, around):
+            signals.add(finding.family)
+    return len(signals) <= 1
+
+
+def _is_from_declared(finding: Finding, around: Surroundings) -> bool:
+    nets = finding.entities["source_networks"]
+    return bool(nets) and all(net in around.declared for net in nets)
 
 
 def score(findings: Sequence[Finding]) -> float:

@@ -285,6 +285,6 @@ def _cut(cases: Sequence[Case], budget: int) -> list[str]:
         what = f"{len(hidden)} case(s) lie beyond the budget of {budget} a day and are not shown"
         said.append(f"{what}, the highest with score {hidden[0].score:g}{last}.")
     if watched:
-        what = f"{len(watched)} case(s) are only watched, with low findings of one family and no second signal"
-        said.append(f"{what}, and are not shown; the highest has score {watched[0].score:g}.")
+        what = f"{len(watched)} case(s) are watched and not shown: low findings without a second signal"
+        said.append(f"{what}, the highest with score {watched[0].score:g}.")
     return said

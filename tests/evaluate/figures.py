@@ -120,7 +120,7 @@ class World:
             return [
                 (score(group), [by_id[f.finding_id] for f in group])
                 for group in link([findings[claim.id] for claim in claims], around)
-                if not is_watched(group)
+                if not is_watched(group, around)
             ]
 
         return linked

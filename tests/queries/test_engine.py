@@ -296,6 +296,18 @@ def test_low_findings_of_one_family_are_watched_until_a_second_signal() -> None:
         (case,) = build([low, second], Surroundings(), 10)
         assert case.shown
         assert not case.watched
+    (case,) = build([low, replace(other_family, severity="info")], Surroundings(), 10)
+    assert case.watched
+
+
+@pytest.mark.parametrize(("severity", "watched"), [("low", True), ("medium", False)])
+def test_a_change_of_egress_is_watched_in_whichever_families_it_shows(severity: str, watched: bool) -> None:
+    around = Surroundings(declared=frozenset(STRANGE["source_networks"]))
+    one = replace(make("T01", 1, **STRANGE), severity="low", score=19.0)
+    walk = replace(make("L01", 1, **STRANGE), family="lateral_movement", severity=severity, score=9.0)
+    cases = build([one, walk], around, 10)
+    assert [case.watched for case in cases if walk in case.findings] == [watched]
+    assert [case.shown for case in cases if walk in case.findings] == [not watched]
 
 
 STRANGE = {"source_networks": ["203.0.113.0/24"]}
