@@ -47,6 +47,20 @@ select lower(credential_id) as credential_id from bindings where credential_id i
     "held_principals()": """table
 select distinct lower(principal_id) as principal_id from bindings where principal_id is not null
 """,
+    # Credentials that another replaced: whoever holds the new one is who held the old one until that was retired. What
+    # was done with it in the time of its compromise may be somebody else's.
+    "replaced_credentials()": """table
+select lower(c.credential_id) as credential_id, lower(c.replaced_by) as successor_id,
+    coalesce(c.revoked_at, c.not_after, timestamptz 'infinity') as retired_at,
+    coalesce(c.compromised_from, if(c.compromised_to is null, timestamptz 'infinity', timestamptz '-infinity'))
+        as compromised_from,
+    coalesce(c.compromised_to, timestamptz 'infinity') as compromised_to,
+    coalesce(s.not_before, s.first_known, timestamptz '-infinity') as successor_from
+from credentials as c
+left join (select lower(credential_id) as credential_id, min(not_before) as not_before, min(first_known) as first_known
+    from credentials group by lower(credential_id)) as s on lower(c.replaced_by) = s.credential_id
+where c.replaced_by is not null
+""",
     # Days of service identities: by their kind, or because the gateway holds them.
     "service_days(first_day, last_day)": f"""table
 select *
@@ -66,6 +80,7 @@ _READS = {
     "declared_networks": {"networks"},
     "held_credentials": {"credentials", "bindings"},
     "held_principals": {"bindings"},
+    "replaced_credentials": {"credentials"},
     "service_days": {"context_days", "credentials", "bindings"},
 }
 

@@ -12,6 +12,10 @@ Findings are linked by what an intruder carries from one place to the next and a
   the vendor share it, and everything would become one case otherwise, while two strangers with one key are most likely
   one.
 
+A case of low findings of one family, or from declared networks alone, is a novelty without a second signal: it is kept
+in the watched tail, behind all others, and not shown; it comes forth when it grows by a finding that weighs more, or by
+one of another family from elsewhere.
+
 Two findings further apart than REACH are not linked directly. A tenant alone links nothing.
 """
 
@@ -37,6 +41,7 @@ PER_TACTIC = 0.25
 FEW_TENANTS = 20  # below, a share of tenants says nothing
 COMMON_SHARE = 0.05
 FEW_MAILBOXES = 3
+WATCHED = ("info", "low")
 DECLARED = ("vendor_egress", "vendor", "corporate", "microsoft")
 
 Key = tuple[str, ...]
@@ -44,7 +49,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Linked findings, in order of time. `rank` is 1 for the highest score."""
+    """Linked findings, in order of time. `rank` is 1 for the highest score; cases that are `watched` come last."""
 
     case_id: str
     rank: int
@@ -58,6 +63,7 @@ class Case:
     entities: Mapping[str, tuple[str, ...]]
     findings: tuple[Finding, ...]
     shown: bool = True
+    watched: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As `hunt -t json` shows it."""
@@ -220,7 +226,7 @@ def _keys(finding: Finding, around: Surroundings) -> set[Key]:
     """What links the finding; a credential of many tenants only counts beside a strange source."""
     day, tenants = finding.first_seen.date(), finding.entities["tenant_ids"]
     nets = finding.entities["source_networks"]
-    if finding.severity in ("info", "low") and nets and all(net in around.declared for net in nets):
+    if finding.severity in WATCHED and _is_from_declared(finding, around):
         return {("egress", net) for net in nets}
     keys = _source_keys(finding, around)
     has_strange_source = bool(keys)
@@ -277,10 +283,33 @@ def _is_site_local(text: str) -> bool:
 
 
 def build(findings: Sequence[Finding], around: Surroundings, most_shown: int) -> tuple[Case, ...]:
-    """Cases from findings, ranked; those after `most_shown` are kept but not shown."""
-    groups = [(score(group), group) for group in link(findings, around)]
-    groups.sort(key=lambda item: (-item[0], item[1][0].first_seen, _case_id(item[1])))
-    return tuple(_case(group, points, rank, shown=rank <= most_shown) for rank, (points, group) in enumerate(groups, 1))
+    """Cases from findings, ranked; those after `most_shown`, and those only watched, are kept but not shown."""
+    groups = [(is_watched(group, around), score(group), group) for group in link(findings, around)]
+    groups.sort(key=lambda item: (item[0], -item[1], item[2][0].first_seen, _case_id(item[2])))
+    return tuple(
+        _case(group, points, rank, shown=rank <= most_shown, watched=watched)
+        for rank, (watched, points, group) in enumerate(groups, 1)
+    )
+
+
+def is_watched(findings: Iterable[Finding], around: Surroundings) -> bool:
+    """Whether a case is kept in the watched tail.
+
+    No finding of it weighs more than low, and those that are signals are of one family: neither what is only told
+    (info) nor what came from declared networks alone is one, since a change of egress shows in several families.
+    """
+    signals = set[str]()
+    for finding in findings:
+        if finding.severity not in WATCHED:
+            return False
+        if finding.severity == "low" and not _is_from_declared(finding, around):
+            signals.add(finding.family)
+    return len(signals) <= 1
+
+
+def _is_from_declared(finding: Finding, around: Surroundings) -> bool:
+    nets = finding.entities["source_networks"]
+    return bool(nets) and all(net in around.declared for net in nets)
 
 
 def score(findings: Sequence[Finding]) -> float:
@@ -306,7 +335,7 @@ def _case_id(findings: Sequence[Finding]) -> str:
     return "C-" + min(finding.finding_id for finding in findings).removeprefix("F-")
 
 
-def _case(findings: Sequence[Finding], points: float, rank: int, *, shown: bool) -> Case:
+def _case(findings: Sequence[Finding], points: float, rank: int, *, shown: bool, watched: bool) -> Case:
     entities = {key: tuple(sorted({v for finding in findings for v in finding.entities[key]})) for key in ENTITIES}
     return Case(
         case_id=_case_id(findings),
@@ -320,5 +349,6 @@ def _case(findings: Sequence[Finding], points: float, rank: int, *, shown: bool)
         last_seen=max(finding.last_seen for finding in findings),
         entities=entities,
         findings=tuple(findings),
-        shown=shown,
+        shown=shown and not watched,
+        watched=watched,
     )

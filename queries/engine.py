@@ -41,7 +41,8 @@ class Skipped:
 class HuntResult:
     """What a hunt found, what ran, and what the logs cannot say.
 
-    `cases` holds all cases by rank; those beyond the budget have shown = False and stand only in `to_frame`.
+    `cases` holds all cases by rank; those beyond the budget, and those only watched, have shown = False and
+    stand only in `to_frame`.
     `expected` holds the findings that rules of the table contexts silence: these are in no case. `without_subjects`
     tells of detections that ran, but could judge nobody.
     """
@@ -275,10 +276,15 @@ def _run_id(
 
 
 def _cut(cases: Sequence[Case], budget: int) -> list[str]:
-    hidden = [case for case in cases if not case.shown]
-    if not hidden:
-        return []
-    shown = [case.score for case in cases if case.shown]
-    last = f"; the last case shown scores {shown[-1]:g}" if shown else ""
-    what = f"{len(hidden)} case(s) lie beyond the budget of {budget} a day and are not shown"
-    return [f"{what}, the highest with score {hidden[0].score:g}{last}."]
+    hidden = [case for case in cases if not case.shown and not case.watched]
+    watched = [case for case in cases if case.watched]
+    said = []
+    if hidden:
+        shown = [case.score for case in cases if case.shown]
+        last = f"; the last case shown scores {shown[-1]:g}" if shown else ""
+        what = f"{len(hidden)} case(s) lie beyond the budget of {budget} a day and are not shown"
+        said.append(f"{what}, the highest with score {hidden[0].score:g}{last}.")
+    if watched:
+        what = f"{len(watched)} case(s) are watched and not shown: low findings without a second signal"
+        said.append(f"{what}, the highest with score {watched[0].score:g}.")
+    return said

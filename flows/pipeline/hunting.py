@@ -138,4 +138,4 @@ def told(
                 "entities": {key: list(values) for key, values in finding.entities.items()},
             }
             entry["evidence"]["count"] = finding.evidence.count
-    return answer | {"run_at": result.run_at, "beyond_budget": len(result.cases) - len(result.shown)}
+    return answer | {"run_at": result.run_at, "beyond_budget": sum(not c.shown and not c.watched for c in result.cases)}

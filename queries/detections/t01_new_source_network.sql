@@ -4,7 +4,7 @@ title = "Service credential used from a new network"
 hypothesis = "A stolen key is used from a place where the key has never been."
 family = "tenant_connection"
 severity = "high"
-tables = ["context_days", "first_seen", "credentials", "bindings", "networks"]
+tables = ["context_days", "first_seen", "credentials", "bindings", "networks", "gateway_jobs"]
 needs = ["context_days"]
 identity = ["entity_kind", "entity_tenant", "entity_id", "source", "first_day"]
 explanation = "{entity_id:Name} was used from {source_networks:nets} for the first time: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ at {tenant_ids:tenants}]. In {n_active_days:count active day} before it had never been used from there; it shows a new source on about {p_new:one_in}.[ {remark}]"
@@ -58,10 +58,6 @@ with journal_readers as (
     select lower(coalesce(credential_id, 'pw:' || principal_id)) as credential_id from bindings where scope = 'journal'
 ),
 
-successors as (
-    select lower(credential_id) as credential_id, lower(replaced_by) as successor_id from credentials where replaced_by is not null
-),
-
 service_use as (
     select date, tenant_id, protocol, principal_id, principal_type, credential_id, app_id, src_net, src_asn, src_class,
         client_fp, action, n_ops, items, first_ts, last_ts
@@ -72,25 +68,33 @@ service_use as (
         and outcome = 'success' and action <> 'probe' and src_net is not null
 ),
 
--- A password belongs to one tenant, a certificate or key may open many; a replaced key hands its history on.
+-- A password belongs to one tenant, a certificate or key may open many; a replaced key hands its history on, up to its
+-- end, and without the days of its compromise.
 entity_use as (
     select 'credential' as entity_kind,
         case when u.credential_id like 'pw:%' then coalesce(u.tenant_id, '') else '' end as entity_tenant,
-        coalesce(s.successor_id, u.credential_id) as entity_id,
-        u.*
+        u.credential_id as entity_id, false as is_inherited, u.*
     from service_use as u
-    left join successors as s on u.credential_id = s.credential_id
     where u.credential_id is not null
     union all
-    select 'principal' as entity_kind, coalesce(tenant_id, '') as entity_tenant, coalesce(principal_id, app_id) as entity_id, *
+    select 'credential' as entity_kind,
+        case when s.successor_id like 'pw:%' then coalesce(u.tenant_id, '') else '' end as entity_tenant,
+        s.successor_id as entity_id, true as is_inherited, u.*
+    from service_use as u
+    inner join replaced_credentials() as s
+        on u.credential_id = s.credential_id and u.first_ts < s.retired_at
+        and (u.last_ts < s.compromised_from or u.first_ts > s.compromised_to)
+    union all
+    select 'principal' as entity_kind, coalesce(tenant_id, '') as entity_tenant, coalesce(principal_id, app_id) as entity_id,
+        false as is_inherited, *
     from service_use
     where coalesce(principal_id, app_id) is not null
 ),
 
 source_days as (
-    select entity_kind, entity_tenant, entity_id, src_net, max(src_asn) as src_asn, date, min(first_ts) as first_ts
-    from entity_use
-    group by entity_kind, entity_tenant, entity_id, src_net, date
+    select entity_kind, entity_tenant, entity_id, src_net, max(src_asn) as src_asn, date, min(first_ts) as first_ts,
+        min(first_ts) filter (where not is_inherited) as own_ts
+    from entity_use group by entity_kind, entity_tenant, entity_id, src_net, date
 ),
 
 known_longer as (
@@ -102,16 +106,29 @@ known_longer as (
 ),
 
 first_nets as (
-    select entity_kind, entity_tenant, entity_id, src_net, max(src_asn) as src_asn, min(first_ts) as first_ts
-    from source_days
-    group by entity_kind, entity_tenant, entity_id, src_net
+    select entity_kind, entity_tenant, entity_id, src_net, max(src_asn) as src_asn, min(first_ts) as first_ts,
+        min(own_ts) as own_ts
+    from source_days group by entity_kind, entity_tenant, entity_id, src_net
 ),
 
 first_asns as (
     select entity_kind, entity_tenant, entity_id, src_asn, min(first_ts) as first_ts
-    from source_days
-    where src_asn is not null
-    group by entity_kind, entity_tenant, entity_id, src_asn
+    from source_days where src_asn is not null group by entity_kind, entity_tenant, entity_id, src_asn
+),
+
+-- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
+declared_nets as (
+    select n.src_net, max(r.kind) as kind
+    from (select src_net, min(first_ts) as first_ts from first_nets group by src_net) as n
+    inner join declared_networks() as r
+        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
+        and n.first_ts between r.valid_from and r.valid_to
+    group by n.src_net
+),
+
+-- That a declared network comes into use does not make its users changeable.
+churn_nets as (
+    select f.* from first_nets as f where not exists (select 1 from declared_nets as d where d.src_net = f.src_net)
 ),
 
 fresh_asns as (
@@ -127,11 +144,11 @@ fresh_asns as (
 
 -- The coarsest new level: the autonomous system where it is known and new, else the network.
 new_nets as (
-    select n.entity_kind, n.entity_tenant, n.entity_id, n.src_net, n.first_ts,
+    select n.entity_kind, n.entity_tenant, n.entity_id, n.src_net, n.own_ts as first_ts,
         if(f.src_asn is null, 'net', 'asn') as level, if(f.src_asn is null, n.src_net, 'AS' || f.src_asn) as source
     from first_nets as n
     left join fresh_asns as f using (entity_kind, entity_tenant, entity_id, src_asn)
-    where n.first_ts >= $window_from
+    where n.first_ts >= $window_from and n.own_ts is not null
         and not exists (
             select 1 from known_longer as k
             where k.entity_kind = n.entity_kind and k.entity_id = n.entity_id and k.attr_type = 'src_net'
@@ -140,10 +157,8 @@ new_nets as (
 ),
 
 new_sources as (
-    select entity_kind, entity_tenant, entity_id, level, source, min(first_ts) as first_ts,
-        cast(min(first_ts) as date) as first_day
-    from new_nets
-    group by entity_kind, entity_tenant, entity_id, level, source
+    select entity_kind, entity_tenant, entity_id, level, source, min(first_ts) as first_ts, cast(min(first_ts) as date) as first_day
+    from new_nets group by entity_kind, entity_tenant, entity_id, level, source
 ),
 
 -- Days of the entities that show a new source, and whether a day brought one.
@@ -154,7 +169,7 @@ entity_days as (
         bool_or(a.src_asn is not null) as has_new_asn
     from source_days as s
     semi join new_sources using (entity_kind, entity_tenant, entity_id)
-    left join first_nets as n
+    left join churn_nets as n
         on s.entity_kind = n.entity_kind and s.entity_tenant = n.entity_tenant and s.entity_id = n.entity_id
         and s.src_net = n.src_net and s.date = cast(n.first_ts as date)
     left join first_asns as a
@@ -205,41 +220,60 @@ class_members as (
 
 member_days as (
     select s.entity_kind, s.entity_tenant, s.entity_id, s.date,
-        min(s.date) over (partition by s.entity_kind, s.entity_tenant, s.entity_id) as first_day,
-        bool_or(n.src_net is not null) as has_new_net
-    from source_days as s
+        min(s.date) over (partition by s.entity_kind, s.entity_tenant, s.entity_id) as first_day
+    from (select distinct entity_kind, entity_tenant, entity_id, date from source_days) as s
     semi join class_members using (entity_kind, entity_tenant, entity_id)
-    left join first_nets as n
-        on s.entity_kind = n.entity_kind and s.entity_tenant = n.entity_tenant and s.entity_id = n.entity_id
-        and s.src_net = n.src_net and s.date = cast(n.first_ts as date)
-    group by s.entity_kind, s.entity_tenant, s.entity_id, s.date
 ),
 
 class_days as (
-    select m.entity_kind, m.principal_type, m.protocol, d.date, count(*) as n, count(*) filter (where d.has_new_net) as k
+    select m.entity_kind, m.principal_type, m.protocol, d.date, count(*) as n
     from class_members as m
     inner join member_days as d using (entity_kind, entity_tenant, entity_id)
     where d.date >= d.first_day + cast($burn_in_days as integer)
     group by m.entity_kind, m.principal_type, m.protocol, d.date
 ),
 
+class_news as (
+    select m.entity_kind, m.entity_tenant, m.entity_id, m.principal_type, m.protocol, d.date, n.src_net, n.src_asn
+    from class_members as m
+    inner join member_days as d using (entity_kind, entity_tenant, entity_id)
+    inner join churn_nets as n
+        on m.entity_kind = n.entity_kind and m.entity_tenant = n.entity_tenant and m.entity_id = n.entity_id
+        and d.date = cast(n.first_ts as date)
+    where d.date >= d.first_day + cast($burn_in_days as integer)
+),
+
 class_histories as (
-    select h.entity_kind, h.entity_tenant, h.entity_id, h.level, h.source, sum(d.n) as n, sum(d.k) as k
+    select h.entity_kind, h.entity_tenant, h.entity_id, h.level, h.source, sum(d.n) as n
     from histories as h
     inner join class_members as m using (entity_kind, entity_tenant, entity_id)
     inner join class_days as d
         on m.entity_kind = d.entity_kind and m.protocol = d.protocol
-        and m.principal_type is not distinct from d.principal_type
+        and m.principal_type is not distinct from d.principal_type and h.source_day > d.date
+        and h.source_day - cast($baseline_days as integer) <= d.date
+    group by h.entity_kind, h.entity_tenant, h.entity_id, h.level, h.source
+),
+
+-- A stranger who goes from one member of the class to the next does not make himself usual.
+class_novelties as (
+    select h.entity_kind, h.entity_tenant, h.entity_id, h.level, h.source,
+        count(distinct concat_ws(' ', d.entity_tenant, d.entity_id, d.principal_type, d.protocol, d.date)) as k
+    from histories as h
+    inner join class_members as m using (entity_kind, entity_tenant, entity_id)
+    inner join class_news as d
+        on m.entity_kind = d.entity_kind and m.protocol = d.protocol and m.principal_type is not distinct from d.principal_type
         and h.source_day > d.date and h.source_day - cast($baseline_days as integer) <= d.date
+        and h.source <> d.src_net and h.source <> coalesce('AS' || d.src_asn, '')
     group by h.entity_kind, h.entity_tenant, h.entity_id, h.level, h.source
 ),
 
 rates as (
     select h.entity_kind, h.entity_tenant, h.entity_id, h.level, h.source, h.n_active_days,
         case when h.n_settled >= 14 then h.n_settled when h.n_all >= 14 then h.n_all else coalesce(c.n, h.n_all) end as n,
-        case when h.n_settled >= 14 then h.k_settled when h.n_all >= 14 then h.k_all else coalesce(c.k, h.k_all) end as k
+        case when h.n_settled >= 14 then h.k_settled when h.n_all >= 14 or c.n is null then h.k_all else coalesce(v.k, 0) end as k
     from histories as h
     left join class_histories as c using (entity_kind, entity_tenant, entity_id, level, source)
+    left join class_novelties as v using (entity_kind, entity_tenant, entity_id, level, source)
 ),
 
 surprising as (
@@ -248,27 +282,11 @@ surprising as (
     where -log10((k + 0.5) / (n + 1)) >= least($min_surprise, log10(2.0 * (n + 1))) - 1e-9
 ),
 
-net_starts as (
-    select src_net, min(first_ts) as first_ts
-    from new_nets
-    group by src_net
-),
-
--- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
-declared_nets as (
-    select n.src_net, max(r.kind) as kind
-    from net_starts as n
-    inner join declared_networks() as r
-        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
-        and n.first_ts between r.valid_from and r.valid_to
-    group by n.src_net
-),
-
 new_use as (
-    select u.*, s.level, s.source
-    from entity_use as u
+    select u.*, s.level, s.source from entity_use as u
     inner join new_nets using (entity_kind, entity_tenant, entity_id, src_net)
     inner join surprising as s using (entity_kind, entity_tenant, entity_id, level, source)
+    where not u.is_inherited
 ),
 
 -- What a credential's finding shows already is not shown again for its principal.
@@ -297,8 +315,14 @@ tenant_totals as (
 spreads as (
     select n.source, count(distinct u.tenant_id) as n_spread
     from (select distinct source, src_net from new_nets) as n
-    inner join service_use as u on n.src_net = u.src_net and u.last_ts >= $window_from
-    group by n.source
+    inner join service_use as u on n.src_net = u.src_net and u.last_ts >= $window_from group by n.source
+),
+
+-- Where the gateway says itself that it worked from the network at the tenant, in the same days.
+jobs as (
+    select tenant_id, src_net, min(ts) as first_ts, max(ts) as last_ts
+    from gateway_jobs
+    where date between cast($window_from as date) and cast($window_to as date) and src_net is not null group by tenant_id, src_net
 ),
 
 described as (
@@ -321,8 +345,10 @@ described as (
         bool_and(coalesce(d.kind, u.src_class) in ('vendor_egress', 'vendor')) as is_vendor,
         if(count(u.client_fp) > 0, 'known client', 'no client in the logs') as known_clients,
         bool_or(u.client_fp is not null and k.client_fp is null) as is_new_client,
-        bool_or(j.credential_id is not null) as is_journal
+        bool_or(j.credential_id is not null) as is_journal,
+        bool_and(coalesce(o.first_ts <= u.first_ts + interval 1 day and o.last_ts >= u.first_ts - interval 1 day, false)) as has_jobs
     from own_use as u
+    left join jobs as o on u.tenant_id is not distinct from o.tenant_id and u.src_net = o.src_net
     left join declared_nets as d on u.src_net = d.src_net
     left join known_clients as k using (entity_kind, entity_tenant, entity_id, source, client_fp)
     left join (select distinct credential_id from journal_readers) as j
@@ -351,7 +377,8 @@ select entity_kind, entity_tenant, entity_id, level, source, cast(first_seen as 
     case
         when class = 'microsoft_network' then 'The network is Microsoft''s, and no new client was seen.'
         when class = 'declared_network' and is_vendor
-            then 'This looks like a change of the vendor''s egress: declared network, ' || known_clients || '.'
+            then 'This looks like a change of the vendor''s egress: declared network, ' || known_clients
+            || if(has_jobs, ', and jobs of the gateway from there.', '.')
         when class = 'declared_network' then 'This looks like a move within declared networks: ' || known_clients || '.'
         when class = 'declared_network_new_client' then 'The network is declared, but its client was never seen with it before.'
         when class = 'infrastructure_change_unverified'
@@ -362,7 +389,7 @@ select entity_kind, entity_tenant, entity_id, level, source, cast(first_seen as 
     round(surprise, 2) as surprise, p_new, round(p_new, 3) as share_new_days, is_declared, is_new_client,
     case class
         when 'microsoft_network' then 'info'
-        when 'declared_network' then 'low'
+        when 'declared_network' then if(is_vendor and has_jobs, 'info', 'low')
         when 'undeclared_network' then 'high'
         else 'medium'
     end as severity,

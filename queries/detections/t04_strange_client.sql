@@ -4,7 +4,7 @@ title = "Strange client or work in a known network"
 hypothesis = "Who works from inside the expected network still brings other tools, or does other things with the same ones."
 family = "tenant_connection"
 severity = "medium"
-tables = ["context_days", "credentials", "bindings", "networks"]
+tables = ["context_days", "credentials", "bindings", "networks", "gateway_jobs"]
 needs = []
 identity = ["class", "entity_kind", "tenant_id", "entity_id", "protocol", "value", "first_day"]
 explanation = "{entity_id:Name} {what}[ at tenant {tenant_id}], from {source_networks:nets} where it is at home: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}]. {normal}[ {remark}]"
@@ -268,6 +268,26 @@ strange_use as (
     )
 ),
 
+-- Jobs that the gateway says it ran; a token lives for 90 minutes where the end is not told.
+jobs as (
+    select coalesce(tenant_id, '') as tenant_key, credential_id, principal_id, src_net, ts - interval 2 minute as from_ts,
+        coalesce(ts_end, ts + interval 90 minute) + interval 2 minute as until_ts
+    from gateway_jobs
+    where date >= cast($window_from as date) - 1 and date <= cast($window_to as date) and src_net is not null
+),
+
+-- A day's use by one client, from first to last, that lies in the time of one job from the same network.
+judged_use as (
+    select u.*, coalesce(
+        exists (
+            select 1 from jobs as j
+            where u.tenant_key = j.tenant_key and u.src_net = j.src_net and u.first_ts >= j.from_ts and u.last_ts <= j.until_ts
+                and (u.credential_id = j.credential_id or (u.credential_id is null and u.principal_id = j.principal_id))
+        ), false
+    ) as is_reconciled
+    from strange_use as u
+),
+
 described as (
     select class, entity_kind, tenant_key, entity_id, protocol, value, first_day, n_active_days,
         min(first_ts) as first_seen, max(last_ts) as last_seen, max(strength) as strength, bool_or(has_other_work) as has_other_work,
@@ -278,15 +298,16 @@ described as (
         list(distinct src_net order by src_net) as source_networks,
         list(distinct action order by action) as actions,
         bool_and(coalesce(src_class, '') in ('vendor_egress', 'vendor', 'corporate', 'microsoft')) as is_declared,
-        cast(sum(n_ops) as bigint) as n_ops, cast(sum(items) as bigint) as n_items
-    from strange_use
+        cast(sum(n_ops) as bigint) as n_ops, cast(sum(items) as bigint) as n_items,
+        bool_and(is_reconciled) as is_reconciled
+    from judged_use
     where last_ts >= $window_from
     group by class, entity_kind, tenant_key, entity_id, protocol, value, first_day, n_active_days
 )
 
 select class, entity_kind, nullif(tenant_key, '') as tenant_id, entity_id, protocol, [protocol] as protocols, value, first_day,
     first_seen, last_seen, credential_ids, principal_ids, app_ids, source_networks, actions, n_ops, n_items, n_active_days, n_days,
-    has_other_work, is_declared, class = 'client' as is_new_client, round(strength, 2) as strength,
+    has_other_work, is_reconciled, is_declared, class = 'client' as is_new_client, round(strength, 2) as strength,
     if(is_declared, true, null) as is_declared_net,
     case when class = 'client' then [value] end as client_fps, case when class = 'client' then [value] end as evidence_clients,
     if(class = 'client', 'was used with a client never seen with it', 'did other things than usual') as what,
@@ -296,11 +317,12 @@ select class, entity_kind, nullif(tenant_key, '') as tenant_id, entity_id, proto
         || round(strength, 2) || ' on a scale from 0 to 1).'
     ) as normal,
     case
+        when is_reconciled then 'All of it lies in the time of jobs of the gateway from the same network.'
         when class = 'client' and has_other_work then 'What was done differs from the usual as well.'
         when class = 'client' and n_reached > 1
             then n_reached || ' of ' || n_all || ' tenants show the client: ask whether it is a release.'
     end as remark,
-    if(class = 'client' and has_other_work, 'high', 'medium') as severity,
+    case when is_reconciled then 'low' when class = 'client' and has_other_work then 'high' else 'medium' end as severity,
     if(class = 'client', least(1.0, strength / 2) * if(n_reached > 1, 0.7, 1.0), 0.7) as confidence,
     1.0 as impact
 from described

@@ -72,21 +72,27 @@ net_days as (
 ),
 
 nets as (
-    select src_net, max(src_class) as src_class
+    select src_net, date, max(src_class) as src_class
     from net_days
     where n_nets between 2 and $max_networks
-    group by src_net
+    group by src_net, date
 ),
 
 -- Compared at /24 and /48, the size of src_net; smaller declared ranges are known by src_class, from the address itself.
+-- A range counts from the day on which it was declared to the day on which it ended.
 declared_nets as (
-    select n.src_net, max(r.kind) as kind
-    from nets as n
-    inner join declared_networks() as r
-        on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
-    group by n.src_net
-    union
-    select src_net, src_class as kind from nets where src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft', 'private')
+    select src_net, date, max(kind) as kind
+    from (
+        select n.src_net, n.date, r.kind
+        from nets as n
+        inner join declared_networks() as r
+            on r.is_whole and net_number(n.src_net) between r.first_net and r.last_net
+            and r.valid_from < n.date + interval 1 day and n.date <= r.valid_to
+        union all
+        select src_net, date, src_class as kind
+        from nets where src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft', 'private')
+    ) as d
+    group by src_net, date
 ),
 
 -- Networks of one entity that share an hour, or hours that touch, on one day.
@@ -121,8 +127,8 @@ active_days as (
 new_pairs as (
     select f.entity_kind, f.tenant_id, f.entity_id, f.net_a, f.net_b, f.first_day
     from first_pairs as f
-    left join declared_nets as da on f.net_a = da.src_net
-    left join declared_nets as db on f.net_b = db.src_net
+    left join declared_nets as da on f.net_a = da.src_net and f.first_day = da.date
+    left join declared_nets as db on f.net_b = db.src_net and f.first_day = db.date
     where f.first_day >= cast($window_from as date) and not f.is_excused and (da.kind is null or db.kind is null)
         and coalesce(da.kind, '') <> 'microsoft' and coalesce(db.kind, '') <> 'microsoft'
 ),
@@ -253,7 +259,7 @@ told as (
     inner join pairs as p
         on d.entity_kind = p.entity_kind and d.entity_id = p.entity_id and d.tenant_id is not distinct from p.tenant_id
         and d.strange_net = p.strange_net
-    left join declared_nets as n on d.strange_net = n.src_net
+    left join declared_nets as n on d.strange_net = n.src_net and p.first_day = n.date
     left join (select src_net, max(src_asn) as src_asn from net_days group by src_net) as a on d.strange_net = a.src_net
     group by d.entity_kind, d.tenant_id, d.entity_id, d.strange_net
 ),

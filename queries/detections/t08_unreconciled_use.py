@@ -66,7 +66,7 @@ table = "access_events"
 where = "outcome = 'success'"
 time = ["evidence_from", "evidence_until"]
 follow_sessions = true
-match = { tenant_id = "tenant_id", src_net = "source_networks", "coalesce(token_id, session_id, event_uid)" = "evidence_units" }
+match = { tenant_id = "tenant_id", src_net = "source_networks", "coalesce(token_id, session_id, event_uid)" = "evidence_units", "coalesce(credential_id, principal_id, app_id)" = "evidence_entity" }
 ---
 
 A session or sign-in belongs to at most one job of its tenant and service, the nearest in time once the gateway host's
@@ -101,20 +101,20 @@ HELD = """
 # Sessions stand for POP3, IMAP, SMTP and LDAP; raw sign-ins, and the first raw read of an hour, for the rest.
 USES = f"""
 select 'session' as kind, coalesce(tenant_id, '') as tenant_key, protocol as service, credential_id, principal_id,
-    cast(null as varchar) as app_id, src_net, session_id as unit, coalesce(start_ts, end_ts) as ts,
-    coalesce(item_count, retr_count, 0) as items
+    cast(null as varchar) as app_id, src_net, session_id as unit, if(source = 'postfix', null, [session_id]) as units,
+    coalesce(start_ts, end_ts) as ts, coalesce(item_count, retr_count, 0) as items
 from sessions
 where date between $day and $last and outcome = 'success' and coalesce(start_ts, end_ts) >= $from and coalesce(start_ts, end_ts) < $to and {HELD}
 union all
 select 'session', coalesce(tenant_id, ''), 'web', any_value(credential_id), any_value(principal_id), any_value(app_id),
-    max(src_net), coalesce(token_id, session_id, event_uid) as unit, min(ts), 0
+    max(src_net), coalesce(token_id, session_id, event_uid) as unit, [unit], min(ts), 0
 from access_events
 where date between $day and $last and outcome = 'success' and action in ('signin', 'auth') and protocol in ('oauth', 'ews', 'graph', 'exchange')
     and ts >= $from and ts < $to and {HELD}
 group by coalesce(tenant_id, ''), unit
 union all
 select 'data', coalesce(tenant_id, ''), 'web', credential_id, principal_id, app_id, src_net, cast(null as varchar),
-    min(ts), sum(coalesce(item_count, op_count, 1))
+    list(distinct coalesce(token_id, session_id, event_uid)), min(ts), sum(coalesce(item_count, op_count, 1))
 from access_events
 where date between $day and $last and outcome = 'success' and protocol in ('ews', 'graph', 'exchange')
     and action in ('get_item', 'find_item', 'sync_folder', 'export', 'attachment') and ts >= $from and ts < $to and {HELD}
@@ -136,7 +136,7 @@ GROUP = ("tenant_key", "service")
 ENTITY = ("tenant_key", "service", "entity_id", "src_net")
 SHAPE: dict[str, pl.DataType | type[pl.DataType]] = {
     "kind": pl.String, "tenant_key": pl.String, "service": pl.String, "entity_id": pl.String, "credential_id": pl.String,
-    "principal_id": pl.String, "app_id": pl.String, "src_net": pl.String, "unit": pl.String,
+    "principal_id": pl.String, "app_id": pl.String, "src_net": pl.String, "unit": pl.String, "units": pl.List(pl.String),
     "ts": pl.Datetime("us", "UTC"), "items": pl.Int64, "day": pl.Date, "is_explained": pl.Boolean,
     "is_left_out": pl.Boolean,
 }  # fmt: skip
@@ -145,6 +145,8 @@ LARGE_HOUR = 3  # jobs of a host in an hour, from which on an hour without one i
 BIN_S = 30
 CHUNK = 4  # days read at a time: long enough to see a clock's offset, short enough for memory
 EVIDENCE_REACH = timedelta(hours=1)  # rows of an unexplained session lie around its beginning
+MOST_UNITS = 500
+HOST_SHARE = 0.05  # of a service's jobs, below which a host's silence leaves nothing unserved
 LEAST_PAIRS = 8  # pairs of use and job that make an offset of two clocks believable
 
 
@@ -166,7 +168,7 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
     jobs = con.sql(JOBS, params={"from": early, "to": end}).pl()
     if jobs.filter(pl.col("job_ts").is_between(begin, end, closed="left")).is_empty():
         raise ValueError("gateway_jobs has no rows in the window")
-    holes = _holes(jobs, early, end)
+    holes = _holes(jobs, early, end).join(_serving(jobs), on="host", how="semi")
     judged, day = [], early.date()
     while datetime.combine(day, time(), UTC) < end:
         span = {"day": day, "last": day + timedelta(days=CHUNK - 1), "from": early, "to": end}
@@ -210,11 +212,17 @@ def _holes(jobs: pl.DataFrame, begin: datetime, end: datetime) -> pl.DataFrame:
     return every.filter(none | no_day | before | after).select("host", "hour").sort("host", "hour")
 
 
+def _serving(jobs: pl.DataFrame) -> pl.DataFrame:
+    """Hosts [*GROUP, host] that leave a hole: not one with hardly a job, such as one whose name is garbled in a record."""
+    shares = jobs.group_by(*GROUP, "host").len()
+    return shares.filter(pl.col("len") >= HOST_SHARE * pl.col("len").sum().over(GROUP)).select(*GROUP, "host")
+
+
 def _unserved(jobs: pl.DataFrame, holes: pl.DataFrame) -> pl.DataFrame:
     """Hours [*GROUP, hour] in which a host of the service has a hole, and the others did not make up for it."""
     counts = jobs.group_by(*GROUP, pl.col("job_ts").dt.truncate("1h").alias("hour")).len()
     full = counts.filter(pl.col("len") >= 0.75 * pl.col("len").median().over(GROUP))
-    served = jobs.select(*GROUP, "host").unique().join(holes, on="host").select(*GROUP, "hour").unique()
+    served = _serving(jobs).join(holes, on="host").select(*GROUP, "hour").unique()
     return served.join(full, on=[*GROUP, "hour"], how="anti")
 
 
@@ -328,11 +336,11 @@ def _told(
     facts = open_uses.group_by("kind", *ENTITY).agg(
         pl.col("ts").min().alias("first_seen"), pl.col("ts").max().alias("last_seen"),
         pl.col("items").sum().alias("n_items"),
-        pl.col("unit").drop_nulls().unique().sort().head(100).alias("evidence_units"),
+        pl.col("units").explode().drop_nulls().unique().sort().head(MOST_UNITS).alias("evidence_units"),
         *(pl.col(f"{name}_id").drop_nulls().unique().sort().alias(f"{name}_ids") for name in ("credential", "principal", "app")),
     )  # fmt: skip
     found = nets.join(facts, on=["kind", *ENTITY], nulls_equal=True)
-    has_data = (pl.col("kind") == "session") & (pl.col("n_items") > 0) & (pl.col("p") < params["alpha_data"])
+    has_data = (pl.col("n_items") > 0) & (pl.col("p") < params["alpha_data"])
     found = found.filter((pl.col("p") < params["alpha"]) | has_data)
     # Reading after an unexplained sign-in is the sign-in's: the sessions tell it.
     found = found.sort("kind", descending=True).unique(subset=ENTITY, keep="first", maintain_order=True)
@@ -381,7 +389,8 @@ def _worded(con: "duckdb.DuckDBPyConnection", found: pl.DataFrame, n_dark: int) 
             "evidence_from": row["first_seen"] - EVIDENCE_REACH, "evidence_until": row["last_seen"] + EVIDENCE_REACH,
             "entity_kind": "credential" if row["entity_id"] in row["credential_ids"] else "principal",
             "tenant_id": row["tenant_key"] or None, "source_net": row["src_net"] or "", "source_networks": nets or None,
-            "evidence_units": row["evidence_units"] or None, "is_declared_net": declared,
+            "evidence_units": row["evidence_units"] or None,
+            "evidence_entity": None if row["evidence_units"] else row["entity_id"], "is_declared_net": declared,
             "is_declared": bool(declared), "normal": normal, "remark": remark, "n_left_out": dark,
             "severity": "critical" if declared is False else "high", "confidence": 1.0 if not dark else 0.8,
             "impact": 1.0,

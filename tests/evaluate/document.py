@@ -248,7 +248,7 @@ def _rule() -> str:
 
 The budget: a finding is known from the day of its last event on. Each day the cases are linked from the findings known by then;
 those that are new or have grown on this day are ranked by score, and the best 10 (or 1) are shown. What is left over does not
-come again unless it grows. A case that grows takes a place again and is counted once. Precision counts each shown case as it last
+come again unless it grows. Cases that the product only watches (low findings of one family or from declared networks, without a second signal) are not shown. A case that grows takes a place again and is counted once. Precision counts each shown case as it last
 stood. PR-AUC is the area under precision (true cases among those so far) over recall (campaigns so far), by world, averaged."""
 
 

@@ -109,8 +109,8 @@ class World:
         return [worlds.claim(f) for f in self.entry["findings"] if f["detection"][:1] != without]
 
     def groups(self) -> Groups:
-        """The linking and scoring of the product."""
-        from queries.cases import link, score
+        """The linking and scoring of the product; cases that it only watches are not shown."""
+        from queries.cases import is_watched, link, score
 
         around = worlds.around_of(self.entry["around"])
         findings = {f["id"]: worlds.finding_of(f) for f in self.entry["findings"]}
@@ -120,6 +120,7 @@ class World:
             return [
                 (score(group), [by_id[f.finding_id] for f in group])
                 for group in link([findings[claim.id] for claim in claims], around)
+                if not is_watched(group, around)
             ]
 
         return linked

@@ -1,6 +1,7 @@
 """The hunt: shape of its result, stable ids, evidence statements that hold against hostile values, cases, limits."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,35 @@ def make(name: str, day: int, **entities: Any) -> Finding:
         first_seen=ts, last_seen=ts, explanation="", entities={key: tuple(entities.get(key, ())) for key in keys},
         tactics=("initial-access",), techniques=(), evidence=Evidence("access_events", (), 0), sql="", facts=facts,
     )  # fmt: skip
+
+
+def test_low_findings_of_one_family_are_watched_until_a_second_signal() -> None:
+    low = replace(make("T01", 1, credential_ids=["k"]), severity="low", score=19.0)
+    more = replace(make("T03", 2, credential_ids=["k"]), severity="info", score=5.0)
+    lone = replace(make("T05", 3, credential_ids=["other"]), severity="medium", score=10.0)
+    first, last = build([low, more, lone], Surroundings(), 10)
+    assert [(c.rank, c.shown, c.watched, len(c.findings)) for c in (first, last)] == [
+        (1, True, False, 1),
+        (2, False, True, 2),
+    ]
+    other_family = replace(make("X03", 2, credential_ids=["k"]), family="exfiltration", severity="low", score=5.0)
+    heavier = replace(make("T08", 2, credential_ids=["k"]), severity="medium", score=12.0)
+    for second in (other_family, heavier):
+        (case,) = build([low, second], Surroundings(), 10)
+        assert case.shown
+        assert not case.watched
+    (case,) = build([low, replace(other_family, severity="info")], Surroundings(), 10)
+    assert case.watched
+
+
+@pytest.mark.parametrize(("severity", "watched"), [("low", True), ("medium", False)])
+def test_a_change_of_egress_is_watched_in_whichever_families_it_shows(severity: str, watched: bool) -> None:
+    around = Surroundings(declared=frozenset(STRANGE["source_networks"]))
+    one = replace(make("T01", 1, **STRANGE), severity="low", score=19.0)
+    walk = replace(make("L01", 1, **STRANGE), family="lateral_movement", severity=severity, score=9.0)
+    cases = build([one, walk], around, 10)
+    assert [case.watched for case in cases if walk in case.findings] == [watched]
+    assert [case.shown for case in cases if walk in case.findings] == [not watched]
 
 
 STRANGE = {"source_networks": ["203.0.113.0/24"]}

@@ -66,7 +66,7 @@ def parts(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> Iterator[
     exchange = pl.col("source") == EXCHANGE
     boxes = access.filter(pl.col("protocol").is_in(["pop3", "imap"]) & ~exchange)
     # Held: the summaries take their logins out of the attempts that are left.
-    paired = logins.summaries(boxes).collect(engine="streaming").lazy()
+    paired = _once(logins.summaries(boxes).collect(engine="streaming")).lazy()
     conversations = access.filter(pl.col("protocol").is_in(["smtp", "ldap"]))
     told = pl.concat([logins.without_summary(boxes, paired), conversations])
     rows = _by_client(pl.concat([_marked(told), _smtp(table(tables, "mail_events"))], how="diagonal"))
@@ -76,6 +76,17 @@ def parts(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> Iterator[
     for found in chain(_exchange.sessions(access, size), map(_summed, by_key)):
         yield finish(found.lazy().filter(within(days)).with_columns(signature), TABLE, _ORDER)
     yield finish(_summarised(paired, days).with_columns(signature), TABLE, _ORDER)
+
+
+def _once(summaries: pl.DataFrame) -> pl.DataFrame:
+    """Summaries without those that say the same twice: a record that came in two exports is one session.
+
+    Only where the server numbers its sessions: without a number, equal records may be two polls in one second.
+    """
+    numbered = pl.col("session_id").is_not_null()
+    said = [name for name in summaries.columns if name not in ("date", "event_uid")]
+    once = summaries.filter(numbered).sort("event_uid").unique(subset=said, keep="first")
+    return pl.concat([summaries.filter(~numbered), once])
 
 
 def _marked(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -121,24 +132,41 @@ def _smtp(mail: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _by_client(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Puts Postfix's successful authentications, which have a queue id, into the latest session of their client."""
-    signed = (pl.col("source") == "postfix") & (pl.col("action") == "auth") & (pl.col("outcome") == "success")
-    signed = signed.fill_null(value=False)
-    begun = rows.filter((pl.col("source") == "postfix") & pl.col("opens")).select(
-        pl.col("host").fill_null("").alias("_host"), "src_ip", "ts", pl.col("session_id").alias("_session")
+    """Puts Postfix's successful authentications, which have a queue id, into their client's latest open session.
+
+    Hosts of two tenants may bear one name (mx1): where both lines tell the tenant, it must be the same.
+    """
+    postfix = pl.col("source") == "postfix"
+    signed = (postfix & (pl.col("action") == "auth") & (pl.col("outcome") == "success")).fill_null(value=False)
+    marked = [pl.col(name).fill_null("").alias(f"_{name}") for name in ("host", "tenant_id")]
+    turns = rows.filter(postfix & (pl.col("opens") | pl.col("closes"))).with_columns(marked)
+    begun = turns.filter("opens", pl.col("src_ip").is_not_null()).sort("ts", "session_id")
+    begun = begun.select(
+        "_host", "_tenant_id", "src_ip", "ts", pl.col("session_id").alias("_session"), pl.col("ts").alias("_begun")
     )
-    placed = (
-        rows.filter(signed)
-        .with_columns(pl.col("host").fill_null("").alias("_host"))
-        .sort("ts")
-        .join_asof(
-            begun.filter(pl.col("src_ip").is_not_null()).sort("ts", "_session"), on="ts", by=["_host", "src_ip"],
-            strategy="backward", tolerance=_LONGEST, check_sortedness=False,
-        )
-        .with_columns(pl.coalesce("_session", "session_id").alias("session_id"))
-        .drop("_host", "_session")
-    )  # fmt: skip
-    return pl.concat([rows.filter(~signed), placed])
+    found = _latest(rows.filter(signed).with_columns(marked), begun, ("_host", "_tenant_id", "src_ip"))
+    own = pl.col("_session").is_not_null()
+    other = _latest(
+        found.filter(~own).drop("_session", "_begun"), begun.rename({"_tenant_id": "_of"}), ("_host", "src_ip")
+    )
+    either = (pl.col("_tenant_id") == "") | (pl.col("_of") == "")
+    other = other.with_columns(pl.when(either).then("_session").alias("_session")).drop("_of")
+    ended = turns.filter("closes").select(
+        "_host", pl.col("session_id").alias("_session"), "ts", pl.col("ts").alias("_ended")
+    )
+    placed = pl.concat([found.filter(own), other], how="diagonal").with_columns(pl.col("_session").fill_null(""))
+    placed = _latest(placed, ended.sort("ts"), ("_host", "_session"))
+    over = (pl.col("_ended") > pl.col("_begun")) & (pl.col("_ended") < pl.col("ts"))
+    session = pl.when(~over.fill_null(value=False) & (pl.col("_session") != "")).then("_session")
+    placed = placed.with_columns(pl.coalesce(session, "session_id").alias("session_id"))
+    return pl.concat([rows.filter(~signed), placed.select(rows.collect_schema().names())])
+
+
+def _latest(rows: pl.LazyFrame, before: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
+    """Rows with the columns of the latest row of `before` (in order of time) up to theirs, with the same `by`."""
+    return rows.sort("ts").join_asof(
+        before, on="ts", by=list(by), strategy="backward", tolerance=_LONGEST, check_sortedness=False
+    )
 
 
 def _with_disconnect(sessions: pl.DataFrame) -> pl.DataFrame:

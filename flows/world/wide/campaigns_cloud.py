@@ -26,7 +26,13 @@ def stolen_certificate(stage: Stage) -> None:
         app = stage.app(tenant, first)
         common = ["T04", "T08"] if from_inside else ["T01", "T02", "T03", "T08"]
         label = stage.step(
-            "A1-signin", tenant, app.thumbprint.lower(), tenant.sp_id, common, app_id=app.app_id, paths="entra"
+            "A1-signin",
+            tenant,
+            app.thumbprint.lower(),
+            tenant.sp_id,
+            [d for d in common if d != "T04"],  # sign-ins of applications tell no client
+            app_id=app.app_id,
+            paths="entra",
         )
         read = stage.step(
             "A2-read",
@@ -119,7 +125,7 @@ def sprayed_password(stage: Stage) -> None:
         stage,
         tenant,
         stage.rng("C", 2),
-        stage.step("C2-entry", tenant, None, user.address, ["L04", "T01"], paths="entra"),
+        stage.step("C2-entry", tenant, None, user.address, ["L04"], paths="entra"),
     )
     entry.user_signin(entered, user, homes.at(rng))
     entry.user_signin(entered + jitter(rng, 100, 4000), user, base.at(rng), interactive=False)
