@@ -72,11 +72,14 @@ def _references(source: Path, target: Path, times: int) -> None:
 
 
 def stored(archive: "Archive") -> dict[str, int]:
-    """Bytes of the events' files and of all others, and the number of events."""
-    sizes = {"events": 0, "derived": 0}
+    """Bytes of the events' files and of all others, of these also those of the last day, and the number of events."""
+    sizes = {"events": 0, "derived": 0, "events of the last day": 0, "derived of the last day": 0}
+    last = f"date={max(archive.dates('context_days'))}"
     for path in Path(archive.place.root).glob("tables/*/**/*.parquet"):
-        table = path.relative_to(Path(archive.place.root) / "tables").parts[0]
-        sizes["events" if table in TABLES else "derived"] += path.stat().st_size
+        table, *folders = path.relative_to(Path(archive.place.root) / "tables").parts
+        kind = "events" if table in TABLES else "derived"
+        sizes[kind] += path.stat().st_size
+        sizes[f"{kind} of the last day"] += path.stat().st_size * (last in folders)
     rows = {table: archive.scan(table).select(pl.len()).collect().item() for table in TABLES}
     return sizes | {"rows": sum(rows.values()), "accesses": rows["access_events"]}
 
@@ -121,7 +124,7 @@ def section(found: Mapping[str, Any]) -> str:
     rows = [
         row(name, size, what)
         for name, what in (
-            ("all detections, 30 days", "catalogue"), ("all detections, the last day", "daily"),
+            ("libraries", "libraries"), ("all detections, 30 days", "catalogue"), ("all detections, the last day", "daily"),
             *((f"{n}, {label}", f"{kind}:{n}") for n in QUESTIONS for kind, label in (("detection", "detection"), ("question", "SQL over events"))),
         )
         for size in (0, 1)
