@@ -189,8 +189,8 @@ def _reads(found: Mapping[str, Any]) -> str:
     ]
     return f"""\
 What the hunts read of which files, MB, by DuckDB's own log: a file counts as often as it is read, and each detection reads for
-itself, of every file at least its 16 kB of statistics. Events before the days hunted are the few rows that baselines name (changes,
-jobs of the gateway) and evidence of findings that reach back; derived tables of months count as before. The last lines are what is
+itself. Derived tables of months count as before the days hunted. Events before them should be little: what grows with the archive in
+that column is read by a detection that looks further back than its derived tables. The last lines are what is
 stored, with the last day as the days hunted.
 
 {table(header, rows)}"""
