@@ -1,6 +1,7 @@
-"""Whether an archive still is what was stored: evidence files, custody chain, table files."""
+"""Whether an archive still is what was stored: evidence files, custody chain, table files, imported rules."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,16 @@ if TYPE_CHECKING:
 INTEGRITY = "integrity"  # something is not what was stored
 WARNING = "warning"  # something cannot be checked
 REMARK = "remark"  # something to know, nothing wrong
+RULES = "rules"  # folder of imported rules
+_LARGEST_RULE = 64 * 1024 * 1024  # bytes of a rule's file; the largest that is ever stored is far smaller
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A fact about one place. `kind` is evidence, custody, table or orphan; `severity` integrity, warning or remark."""
+    """A fact about one place.
+
+    `kind` is evidence, custody, table, orphan or rule; `severity` is integrity, warning or remark.
+    """
 
     kind: str
     place: str
@@ -35,15 +41,77 @@ def verify(archive: "Archive") -> list[Problem]:
     """Checks everything; an empty list means that nothing differs from what was stored.
 
     A missing evidence file is a warning, since evidence is kept elsewhere and may have been moved; a table file that is
-    missing or of another size, a changed evidence file and a broken custody chain are integrity problems.
+    missing or of another size, a changed evidence file, a broken custody chain and an imported rule that is not as the
+    custody log has it are integrity problems.
     """
-    return [*_custody(archive), *_tables(archive), *_evidence(archive)]
+    return [*_custody(archive), *_rules(archive), *_tables(archive), *_evidence(archive)]
 
 
 def _custody(archive: "Archive") -> Iterator[Problem]:
     broken = archive.custody_log.verify_chain()
     if broken is not None:
         yield Problem("custody", broken.place, broken.fact, INTEGRITY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What the custody log has of a rule: hashes of its text and of its file; of neither when it was removed."""
+
+    text: str | None
+    file: str | None
+
+
+def _rules(archive: "Archive") -> Iterator[Problem]:
+    """Every imported rule's file against the custody log."""
+    told, sizes = _told_rules(archive), archive.place.sizes(RULES)
+    for name in sorted(sizes):
+        rule = told.get(name.removesuffix(".json")) if name.endswith(".json") else None
+        if rule is None:
+            fact = "no import of it is in the custody log"
+        elif rule.text is None:
+            fact = "the custody log has that it was removed"
+        else:
+            fact = _rule_fault(archive, name, sizes[name], rule)
+        if fact:
+            yield Problem("rule", f"{RULES}/{name}", fact, INTEGRITY)
+    for name, rule in sorted(told.items()):
+        if rule.text is not None and f"{name}.json" not in sizes:
+            yield Problem("rule", f"{RULES}/{name}.json", "not found", INTEGRITY)
+
+
+def _told_rules(archive: "Archive") -> dict[str, _Rule]:
+    """By id, what the last word about each rule in the custody log is."""
+    told: dict[str, _Rule] = {}
+    for entry in archive.custody_log.entries():
+        details = entry.get("details")
+        named = details.get("rules") if isinstance(details, dict) else None
+        if entry.get("action") == "rules_import" and isinstance(named, dict):
+            files = entry["details"].get("files")
+            held = files if isinstance(files, dict) else {}  # logs written before had no hash of the file
+            told |= {str(name): _Rule(str(text), held.get(name)) for name, text in named.items()}
+        elif entry.get("action") == "rules_remove" and isinstance(named, list):
+            told |= {str(name): _Rule(None, None) for name in named}
+    return told
+
+
+def _rule_fault(archive: "Archive", name: str, size: int, rule: _Rule) -> str:
+    """What is wrong with a rule's file; empty when nothing is."""
+    if size > _LARGEST_RULE:
+        return f"is {size} bytes long: no rule is"
+    try:
+        content = archive.place.read(RULES, name)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or type(error).__name__}"
+    if rule.file is not None:
+        now, stored = hashlib.sha256(content).hexdigest(), rule.file
+        return "" if now == stored else f"sha256 is {now}, the custody log has {stored}"
+    try:
+        held = json.loads(content)
+        text = held["text"].encode()
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return "holds no rule"
+    now = hashlib.sha256(text).hexdigest()
+    return "" if now == rule.text else f"sha256 of the rule's text is {now}, the custody log has {rule.text}"
 
 
 def _tables(archive: "Archive") -> Iterator[Problem]:

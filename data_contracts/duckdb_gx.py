@@ -138,6 +138,13 @@ class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):  # type: ignore[misc]  #
             self._connection = self.engine.connect()
         yield self._connection
 
+    def close(self) -> None:
+        """Closes the connection that is kept open, and the engine's others."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        super().close()
+
 
 def _condition(expression: Any) -> Any:
     """The condition of `sum(case when condition then 1 else 0 end)`, or None for any other expression."""

@@ -6,6 +6,7 @@
 Importing Great Expectations takes seconds: `warm_up()` begins it in the background while evidence is still being read.
 """
 
+import atexit
 import json
 import logging
 import os
@@ -124,6 +125,8 @@ def _opened() -> _Source:
     source = context.data_sources.add_duckdb("gate", connection_string=_DATABASE)
     # The engine keeps this connection, and with it the database in memory.
     connection = source.get_execution_engine().engine.raw_connection().driver_connection
+    # Left open at the end, it would be taken down after DuckDB's own module, which then complains on stderr.
+    atexit.register(lambda: source.get_execution_engine().close())
     return _Source(source, connection)
 
 

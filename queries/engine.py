@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_WINDOW = timedelta(days=30)
 DEFAULT_BUDGET = 10
 LONGEST_BASELINE = 90  # days; how far before the window a detection may find the rows that it needs
-_DATED = ("context_days", "edge_days", "journal_hours")
+_DATED = ("context_days", "edge_days", "journal_hours", "flow_days", "change_events")
 
 
 @dataclass(frozen=True, slots=True)

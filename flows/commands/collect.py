@@ -201,7 +201,7 @@ def verify(
     ] = None,
     to: FormatOption = OutputFormat.table,
 ) -> None:
-    """Check evidence hashes, the custody chain and the table files."""
+    """Check evidence, custody chain, tables and imported rules."""
     from flows.commands.render import show_problems
 
     opened = open_archive(archive)

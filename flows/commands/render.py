@@ -272,4 +272,4 @@ def _intact(problems: "list[Problem]") -> str:
     unchecked = sum(p.severity == "warning" for p in problems)
     if unchecked:
         return f"What could be checked is as it was stored; {unchecked} thing(s) could not be checked, see above."
-    return "Evidence, custody chain and tables are as they were stored."
+    return "Evidence, custody chain, tables and imported rules are as they were stored."

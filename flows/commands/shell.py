@@ -20,7 +20,9 @@ def ask(archive: "Archive", query: str, to: OutputFormat) -> None:
     Raises:
         UsageError: it is not one SELECT, or DuckDB refuses it.
     """
-    emit_frame(_rows(archive.connect(), query), to)
+    with archive.connect() as con:
+        rows = _rows(con, query)
+    emit_frame(rows, to)
 
 
 def _rows(con: "duckdb.DuckDBPyConnection", query: str) -> "pl.DataFrame":
@@ -43,7 +45,11 @@ def _rows(con: "duckdb.DuckDBPyConnection", query: str) -> "pl.DataFrame":
 
 def shell(archive: "Archive", to: OutputFormat) -> None:
     """Reads statements that end with a semicolon until the end of the input; .tables and .quit as in other shells."""
-    con = archive.connect()
+    with archive.connect() as con:
+        _statements(con, to)
+
+
+def _statements(con: "duckdb.DuckDBPyConnection", to: OutputFormat) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401 - line editing and history, where there is one
     if sys.stdin.isatty():

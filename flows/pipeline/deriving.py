@@ -49,6 +49,13 @@ def refresh(archive: Archive, tell: Tell | None = None, *, everything: bool = Fa
     return built
 
 
+def frames(archive: Archive, table: Derived, days: Sequence[date]) -> Iterator[pl.DataFrame]:
+    """The rows of some days (months by their first day), built as `refresh` does, and not stored."""
+    readers = {source: archive.reader(source) for source in table.sources}
+    for span, _ in _spans(archive, table, days):
+        yield from _build(readers, table, span)
+
+
 def _stale(archive: Archive, table: Derived, versions: dict[str, int], *, everything: bool) -> list[date]:
     """Days whose rows must be built, in order; months by their first day."""
     before = archive.built_from(table.table)

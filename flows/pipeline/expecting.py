@@ -39,7 +39,8 @@ def from_finding(archive: Archive, finding_id: str) -> list[dict[str, Any]]:
         RefusedError: a context names no credential and no principal, or a value that a rule cannot hold.
     """
     row = finding_of(archive, finding_id)
-    found = contexts_of(_reading(archive, row["sql"]), row["evidence_table"], row["sql"])
+    with _reading(archive, row["sql"]) as con:
+        found = contexts_of(con, row["evidence_table"], row["sql"])
     if not found:
         raise UsageError(
             f"{finding_id}: has no evidence rows with a credential, network, client and operation",

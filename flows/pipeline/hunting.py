@@ -65,15 +65,16 @@ def hunt_archive(
             f"the window begins at {begin} and ends at {end}", "give a begin (--from) that is before the end"
         )
     refresh(archive)
-    result = hunt(
-        archive.connect(),
-        window_from=window_from,
-        window_to=window_to,
-        detections=detections,
-        budget=budget,
-        archive_version=archive.versions(),
-        imported=imported(archive),
-    )
+    with archive.connect() as con:
+        result = hunt(
+            con,
+            window_from=window_from,
+            window_to=window_to,
+            detections=detections,
+            budget=budget,
+            archive_version=archive.versions(),
+            imported=imported(archive),
+        )
     if record:
         _record(archive, result, app_id)
     return result

@@ -107,7 +107,6 @@ def write_report(
 def gather(archive: Archive, result: "HuntResult", title: str) -> incident.Material:
     """Everything that the report shows."""
     hunt = told(result, judged=judged(archive))
-    con = archive.connect()
     detections = {
         d.id: {
             "title": d.title,
@@ -123,14 +122,16 @@ def gather(archive: Archive, result: "HuntResult", title: str) -> incident.Mater
     taken = register.filter(pl.col("status") != "refused")
     folder, labels = _labels(taken)
     findings = [f for c in hunt["cases"] for f in c["findings"]]
-    rows, named, times = _evidence_rows(con, findings, labels)
+    with archive.connect() as con:
+        rows, named, times = _evidence_rows(con, findings, labels)
+        pictures = pictures_of(con, hunt, times)
     return incident.Material(
         hunt=hunt,
         detections=detections,
         rows=rows,
         evidence=_register(taken, labels, named),
         evidence_note=_note(taken, register.height - taken.height, folder),
-        pictures=pictures_of(con, hunt, times),
+        pictures=pictures,
         tool_version=tool_version(),
         title=title,
         made_at=hunt["run_at"].replace(microsecond=0),

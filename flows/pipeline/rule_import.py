@@ -179,10 +179,13 @@ def _outcome(
 
 
 def _write(archive: Archive, changed: Sequence[Outcome], taken: dict[str, dict[str, Any] | None]) -> None:
+    files = {}
     for name in sorted({str(outcome.id) for outcome in changed}):
         content = json.dumps(taken[name], ensure_ascii=False, indent=1).encode()
         archive.place.write(content, FOLDER, f"{name}.json")
-    archive.custody("rules_import", {"rules": {str(outcome.id): outcome.sha256 for outcome in changed}})
+        files[name] = hashlib.sha256(content).hexdigest()
+    texts = {str(outcome.id): outcome.sha256 for outcome in changed}
+    archive.custody("rules_import", {"rules": texts, "files": files})
 
 
 def _name(told: Outcome, taken: dict[str, dict[str, Any] | None]) -> str:

@@ -93,7 +93,8 @@ def catalogue(archive: "Archive") -> int:
     """The hunt over 30 days with all detections."""
     from queries.engine import hunt
 
-    return len(hunt(archive.connect()).findings)
+    with archive.connect() as con:
+        return len(hunt(con).findings)
 
 
 def daily(archive: "Archive") -> int:
@@ -101,22 +102,24 @@ def daily(archive: "Archive") -> int:
     from queries.engine import hunt
 
     _, last = window(archive)
-    return len(hunt(archive.connect(), window_from=last, window_to=last).findings)
+    with archive.connect() as con:
+        return len(hunt(con, window_from=last, window_to=last).findings)
 
 
 def detection(archive: "Archive", name: str) -> int:
     """One detection over 30 days, without linking its findings."""
     from queries.engine import hunt
 
-    return len(hunt(archive.connect(), detections=[name]).findings)
+    with archive.connect() as con:
+        return len(hunt(con, detections=[name]).findings)
 
 
 def question(archive: "Archive", name: str) -> int:
     """The same question in plain SQL over the Parquet files of the events."""
-    con = _plain(archive)
     first, last = window(archive)
     values = {"begin": first, "last": last, "before": first - timedelta(days=90)}
-    return len(con.execute(QUESTIONS[name], values).fetchall())
+    with _plain(archive) as con:
+        return len(con.execute(QUESTIONS[name], values).fetchall())
 
 
 def _plain(archive: "Archive") -> "duckdb.DuckDBPyConnection":
@@ -135,25 +138,21 @@ def rollup(archive: "Archive", side: str) -> int:
 
     from transforms.derived import context_days, derived
 
-    key, days = context_days.KEY, archive.dates("access_events")
+    key = context_days.KEY
     if side == "gatehound":
+        from flows.pipeline.deriving import frames
+
         table = next(t for t in derived() if t.table == "context_days")
-        readers = {source: archive.reader(source) for source in table.sources}
-        dated = {source: source == "access_events" for source in table.sources}
-        built = (
-            table.build(day, {s: read(table.read(day) if dated[s] else None) for s, read in readers.items()})
-            for day in days
-        )
-        return sum(frame.collect(engine="streaming").height for frame in built)
+        return sum(frame.height for frame in frames(archive, table, archive.dates("access_events")))
     if side == "DuckDB":
         names = ", ".join(key)
         statement = f"""
 create table rollup as select {names}, count(*) as n_rows, sum(coalesce(op_count, 1)) as n_ops, sum(item_count) as items,
     sum(bytes_out) as bytes_out, min(ts) as first_ts, max(ts) as last_ts, bit_or(1 << hour(ts)) as hour_bits
 from access_events group by {names}"""
-        con = _plain(archive)
-        con.execute(statement)
-        ((rows,),) = con.execute("select count(*) from rollup").fetchall()
+        with _plain(archive) as con:
+            con.execute(statement)
+            ((rows,),) = con.execute("select count(*) from rollup").fetchall()
         return int(rows)
     frame = archive.scan("access_events").group_by(key).agg(
         pl.len().alias("n_rows"), pl.col("op_count").fill_null(1).sum().alias("n_ops"), pl.col("item_count", "bytes_out").sum(),

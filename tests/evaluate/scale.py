@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from tests.evaluate.measure import QUESTIONS
+from tests.evaluate.reading import kind
 from tests.evaluate.worlds import build, planted
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ NAMES = (
 )  # fmt: skip
 REFERENCES = ("tenant_id", "principal_id", "credential_id", "mailbox_id", "replaced_by")
 _LEFT_OUT = ("networks", "asn")  # the same for every copy
+_HUNTS = {"catalogue": "all detections, 30 days", "daily": "all detections, the last day"}
 _SIDES = ("gatehound", "DuckDB", "Polars")
 
 
@@ -72,11 +74,15 @@ def _references(source: Path, target: Path, times: int) -> None:
 
 
 def stored(archive: "Archive") -> dict[str, int]:
-    """Bytes of the events' files and of all others, and the number of events."""
-    sizes = {"events": 0, "derived": 0}
+    """Bytes of the files of events, derived and other tables, also of the last day, and the number of events."""
+    sizes = {"others": 0, "events": 0, "derived": 0, "events of the last day": 0, "derived of the last day": 0}
+    last = f"date={max(archive.dates('context_days'))}"
     for path in Path(archive.place.root).glob("tables/*/**/*.parquet"):
-        table = path.relative_to(Path(archive.place.root) / "tables").parts[0]
-        sizes["events" if table in TABLES else "derived"] += path.stat().st_size
+        table, *folders = path.relative_to(Path(archive.place.root) / "tables").parts
+        of = kind(table)
+        sizes[of] += path.stat().st_size
+        if last in folders and of != "others":
+            sizes[f"{of} of the last day"] += path.stat().st_size
     rows = {table: archive.scan(table).select(pl.len()).collect().item() for table in TABLES}
     return sizes | {"rows": sum(rows.values()), "accesses": rows["access_events"]}
 
@@ -100,11 +106,12 @@ def answers(
         "libraries",
         "catalogue",
         "daily",
-        *(f"{kind}:{name}" for name in QUESTIONS for kind in ("detection", "question")),
+        *(f"{sort}:{name}" for name in QUESTIONS for sort in ("detection", "question")),
     ]
     for archive in (small, large):
         runs = [child("tests.evaluate.measure", {"archive": archive.uri, "what": what}) for what in whats]
-        found["sizes"].append(stored(archive) | {"runs": {run["what"]: run for run in runs}})
+        reads = {what: child("tests.evaluate.reading", {"archive": archive.uri, "what": what}) for what in _HUNTS}
+        found["sizes"].append(stored(archive) | {"runs": {run["what"]: run for run in runs}, "reads": reads})
     runs = [child("tests.evaluate.measure", {"archive": large.uri, "what": f"rollup:{side}"}) for side in _SIDES]
     return found | {"rollup": dict(zip(_SIDES, runs, strict=True))}
 
@@ -121,8 +128,8 @@ def section(found: Mapping[str, Any]) -> str:
     rows = [
         row(name, size, what)
         for name, what in (
-            ("all detections, 30 days", "catalogue"), ("all detections, the last day", "daily"),
-            *((f"{n}, {label}", f"{kind}:{n}") for n in QUESTIONS for kind, label in (("detection", "detection"), ("question", "SQL over events"))),
+            ("libraries", "libraries"), *((label, what) for what, label in _HUNTS.items()),
+            *((f"{n}, {label}", f"{sort}:{n}") for n in QUESTIONS for sort, label in (("detection", "detection"), ("question", "SQL over events"))),
         )
         for size in (0, 1)
     ]  # fmt: skip
@@ -152,9 +159,59 @@ question in its plainest form, without baselines, reference tables or evidence.
 
 {table(header, rows)}
 
+{_reads(found)}
+
 The derived table context_days over the larger archive ({accesses:,} accesses), beside a plain group by on the same key:
 
 {table(["", "seconds", "events a second", "events a second of CPU", "peak MiB", "rows"], built)}"""
+
+
+def _reads(found: Mapping[str, Any]) -> str:
+    """What the hunts read of which files."""
+    from tests.evaluate.document import table
+
+    rows = [
+        [label, f"{size['rows']:,}", *(f"{size['reads'][what][of][when] / 1e6:,.1f}" for of, when in _COLUMNS)]
+        for what, label in _HUNTS.items()
+        for size in found["sizes"]
+    ]
+    rows += [
+        ["stored", f"{size['rows']:,}", *(f"{part / 1e6:,.1f}" for part in _held(size))] for size in found["sizes"]
+    ]
+    header = [
+        "",
+        "events",
+        "events, days hunted",
+        "events, before",
+        "derived, days hunted",
+        "derived, before",
+        "other tables",
+    ]
+    return f"""\
+What the hunts read of which files, MB, by DuckDB's own log: a file counts as often as it is read, and each detection reads for
+itself. Derived tables of months count as before the days hunted. Events before them should be little: what grows with the archive in
+that column is read by a detection that looks further back than its derived tables. The last lines are what is
+stored, with the last day as the days hunted.
+
+{table(header, rows)}"""
+
+
+_COLUMNS = (
+    ("events", "window"),
+    ("events", "before"),
+    ("derived", "window"),
+    ("derived", "before"),
+    ("others", "before"),
+)
+
+
+def _held(size: Mapping[str, Any]) -> list[int]:
+    """Bytes of the files in the order of `_COLUMNS`."""
+    parts = []
+    for of in ("events", "derived"):
+        last = size[f"{of} of the last day"]
+        parts += [last, size[of] - last]
+    return [*parts, size["others"]]
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """rules import, list, show, test, remove, and the hunt with imported rules."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -246,6 +247,57 @@ def test_a_changed_file_never_runs(rules: Path, place: str, change: Any) -> None
     assert told("rules", "test", ID, "-a", place, code=1)[0]["result"] == "failed"
     call("rules", "import", str(rules / "m365"), "-a", place, "--clobber")
     assert told("hunt", "-a", place, "--detections", ID)["detections_skipped"][0]["reason"].startswith("no log of")
+
+
+def _problems(place: str, code: int = 4) -> list[tuple[str, str]]:
+    found = told("verify", "-a", place, code=code)["problems"]
+    assert all((p["kind"], p["severity"]) == ("rule", "integrity") for p in found)
+    return [(p["place"], p["fact"]) for p in found]
+
+
+def test_verify_names_a_rule_that_is_not_as_it_was_imported(rules: Path, place: str) -> None:
+    told("rules", "import", str(rules / "m365"), "-a", place)
+    name, file = f"rules/{ID}.json", Path(place, "rules", f"{ID}.json")
+    whole = file.read_bytes()
+    assert _problems(place, 0) == []
+    held = json.loads(whole)
+    text = held["text"].replace("forwardto", "redirectto")  # whoever changes the text can mend its hash beside it
+    file.write_text(json.dumps(held | {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    ((at, fact),) = _problems(place)
+    assert at == name
+    assert fact.endswith(f"the custody log has {hashlib.sha256(whole).hexdigest()}")
+    file.write_text(json.dumps(held | {"title": "another"}, indent=1))  # outside the text
+    assert [at for at, _ in _problems(place)] == [name]
+    file.unlink()
+    assert _problems(place) == [(name, "not found")]
+    file.write_bytes(whole)
+    assert _problems(place, 0) == []
+    told("rules", "import", str(rules / "m365"), "-a", place)
+    told("rules", "remove", ID, "-a", place)
+    assert _problems(place, 0) == []
+    file.write_bytes(whole)
+    assert _problems(place) == [(name, "the custody log has that it was removed")]
+    told("rules", "import", str(rules / "m365"), "-a", place, "--clobber")
+    file.with_name("S-FFFFFFFF.json").write_bytes(whole)
+    file.with_name("notes").write_text("")
+    assert [at for at, _ in _problems(place) if at != name] == ["rules/S-FFFFFFFF.json", "rules/notes"]
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        ("{}", "holds no rule"),
+        ("[" * 100_000, "holds no rule"),
+        ('{"text": "a"}', ""),
+        ('{"text": "b"}', "the rule's text"),
+    ],
+)
+def test_verify_takes_an_import_without_the_hash_of_the_file_by_its_text(place: str, content: str, fact: str) -> None:
+    archive = Archive.open(place)
+    archive.place.write(content.encode(), "rules", f"{ID}.json")
+    archive.custody("rules_import", {"rules": {ID: hashlib.sha256(b"a").hexdigest()}})
+    archive.custody("rules_import", {"rules": "nothing of the kind"})
+    assert [fact in told for _, told in _problems(place, 4 if fact else 0)] == [True] * bool(fact)
 
 
 def test_a_title_is_no_markup(place: str, tmp_path: Path, filled: Path) -> None:

@@ -136,6 +136,13 @@ def test_same_input_same_bytes() -> None:
     assert one == other
 
 
+def test_an_archive_of_changes_alone_has_a_last_day_too() -> None:
+    day = date(2021, 1, 12)
+    change = {"event_uid": "0" * 40, "date": day, "ts": datetime(2021, 1, 12, 2, tzinfo=UTC), "op": "audit_bypass"}
+    with database({"change_events": [change]}) as con:
+        assert hunt(con, detections=["X09"], now=NOW).window_to == datetime(2021, 1, 13, tzinfo=UTC)
+
+
 def test_window_defaults_to_the_last_thirty_days_of_data() -> None:
     result = hunt(world(), now=NOW)
     assert result.window_to == datetime(2021, 1, 23, tzinfo=UTC)

@@ -10,7 +10,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.evaluate import baselines, robustness, scale, worlds
+from archive.store import Archive
+from data_contracts import contract
+from tests.evaluate import baselines, reading, robustness, scale, worlds
 
 FIRST, LAST = date(2021, 2, 1), date(2021, 2, 10)
 
@@ -194,10 +196,35 @@ def test_what_a_question_costs_is_told_by_size() -> None:
         "daily",
         *(f"{kind}:{name}" for name in scale.QUESTIONS for kind in ("detection", "question")),
     ]
-    size = {"rows": 1000, "events": 3_000_000, "derived": 1_000_000, "accesses": 600, "runs": dict.fromkeys(whats, run)}
+    bytes_read = {"events": {"window": 400_000, "before": 0}, "derived": {"window": 100_000, "before": 700_000},
+                  "others": {"window": 0, "before": 50_000}}  # fmt: skip
+    size = {"rows": 1000, "events": 3_000_000, "derived": 1_000_000, "others": 200_000, "events of the last day": 100_000,
+            "derived of the last day": 300_000, "accesses": 600, "runs": dict.fromkeys(whats, run),
+            "reads": dict.fromkeys(("catalogue", "daily"), bytes_read)}  # fmt: skip
     text = scale.section(
         {"times": 20, "tenants": 14, "days": 45, "derived seconds": 9.5, "sizes": [size, size | {"rows": 20_000}],
          "rollup": {"gatehound": run, "DuckDB": run}}
     )  # fmt: skip
     assert "| all detections, 30 days | 20,000 | 2.0 | 1.0 | 100 | 5.0 | 7 |" in text
     assert "| DuckDB | 2.0 | 300 | 600 | 100 | 7 |" in text
+    assert "| all detections, the last day | 1,000 | 0.4 | 0.0 | 0.1 | 0.7 | 0.1 |" in text
+    assert "| stored | 20,000 | 0.1 | 2.9 | 0.3 | 0.7 | 0.2 |" in text
+
+
+def test_what_is_read_is_told_by_day_and_kind(tmp_path: Path) -> None:
+    archive = Archive.create(tmp_path / "archive")
+    days = [date(2021, 1, 11), date(2021, 1, 12)]
+    row = {"tenant_id": "t", "protocol": "ews", "action": "any", "outcome": "success", "n_rows": 1, "n_ops": 1, "items": 0,
+           "bytes_out": 0, "hour_bits": 1}  # fmt: skip
+    made = [
+        row | {"date": day, "first_ts": at, "last_ts": at}
+        for day in days
+        for at in [datetime(*day.timetuple()[:3], tzinfo=UTC)]
+    ]
+    archive.replace_days("context_days", contract("context_days").conform(pl.LazyFrame(made)).collect(), days)
+    with reading.logged(archive) as con:
+        con.execute("select count(distinct tenant_id) from context_days where date = '2021-01-12'").fetchall()
+        found = reading.reads(con, days[1], days[1])
+    assert found["derived"]["window"] > 0
+    assert sum(size for of in found.values() for size in of.values()) >= found["derived"]["window"]
+    assert found["events"] == {"window": 0, "before": 0}

@@ -348,3 +348,38 @@ def test_any_order_of_any_records_gives_the_same_table(seed: int) -> None:
     for _ in range(2):
         chance.shuffle(mail)
         assert_frame_equal(everything(mail), once)
+
+
+def waiting(
+    source: str, host: str, queue: str, times: tuple[datetime, datetime], peers: list[str]
+) -> list[dict[str, Any]]:
+    """A hop that is tried at once and every day, and succeeds at last; Postfix names the Message-ID once, Exchange always."""
+    named = {"message_id": MID} if source == "exchange_msgtrk" else {}
+    who = {"host": host, "queue_id": queue, "source": source} | named
+    to, (came, left), (src, relay, reply) = {"rcpt": "ann@b.example"}, times, peers
+    tries = [came + timedelta(days=n, seconds=2) for n in range((left - came).days or 1)]
+    return [
+        line("receive", came, **who, **client(src)),
+        line("cleanup", came, **who | {"message_id": MID}),
+        *(line("defer", when, status_text="451 later", **to, **who) for when in tries),
+        line("send", left, relay_host=relay, status_text=reply, **to, **who),
+    ]
+
+
+@pytest.mark.parametrize("source", ["postfix", "exchange_msgtrk"])
+@pytest.mark.parametrize("gap", [1, 6])
+def test_a_chain_of_long_waits_is_the_same_however_many_days_are_built_at_once(source: str, gap: int) -> None:
+    mail = [
+        *waiting(source, "mx1", "A1AAA", (at(0), at(0, gap)), ["198.51.100.7", "mx2", "250 Ok: queued as B1BBB"]),
+        *waiting(
+            source, "mx2", "B1BBB", (at(1, gap), at(0, 2 * gap)), ["203.0.113.1", "mx3", "250 Ok: queued as C1CCC"]
+        ),
+        *waiting(source, "mx3", "C1CCC", (at(1, 2 * gap), at(9, 2 * gap)), ["203.0.113.9", "mx4", "250 Ok"]),
+    ]
+    alone = everything(mail)
+    days = [DAY + timedelta(days=n) for n in range(2 * gap + 1)]
+    tables = {"mail_events": frame("mail_events", mail), "access_events": frame("access_events", [])}
+    assert_frame_equal(messages.build(days, tables).collect(), alone, check_row_order=False)
+    last = alone.filter(pl.col("host") == "mx3").row(0, named=True)
+    assert (last["is_reinjection"], last["counts"]) == (True, True)
+    assert last["src_ip"] == ("198.51.100.7" if gap == 1 else "203.0.113.1")

@@ -11,6 +11,10 @@ must not see them counted as one. So a hop follows another only if it carries th
 - one of them is in the log of a gateway service, which hands over at once,
 
 and the hand-over and the second reception are close in time.
+
+A hop waits in a queue for up to a week, so that the one before it lies within the days that are read for a row's own
+day; those before that one may not. So that the days built at once make no difference, a chain begins with the first hop
+that began in these days: from there on the next server's log is what is known of where the message came from.
 """
 
 from datetime import timedelta
@@ -21,7 +25,8 @@ _NEAR = timedelta(hours=1)
 _AT_ONCE = timedelta(minutes=10)
 _GATEWAYS = ("mimecast", "proofpoint", "m365_messagetrace")
 _LOOPBACK = r"^(?:127\.|::1$)"
-_DOUBLINGS = 3  # of the steps followed: chains of up to nine hops
+_LONGEST = 9  # hops of a chain
+_ALWAYS_NAMED = "exchange_msgtrk"  # every record bears the Message-ID, also where the hop's first one is out of reach
 # 250 2.0.0 Ok: queued as 4F9D195432C; 250 OK id=1qX-0001; u31FFPtp032300 Message accepted; [InternalId=70912345566403
 _QUEUED_AS = (
     r"(?i:queued as |[^a-z]id=|\[InternalId=)([A-Za-z0-9-]{5,40})",
@@ -127,10 +132,27 @@ def _by_gateway() -> pl.Expr:
     return (ours > 0) != (theirs > 0)
 
 
-def rooted(found: pl.DataFrame) -> pl.DataFrame:
-    """Adds `root`, the first row of the chain, to `links`."""
-    steps = found.select("row", pl.col("previous").alias("root"))
-    for _ in range(_DOUBLINGS):
-        further = steps.select(pl.col("row").alias("root"), pl.col("root").alias("_root"))
-        steps = steps.join(further, on="root", how="left").select("row", pl.coalesce("_root", "root").alias("root"))
-    return found.join(steps, on="row")
+def rooted(found: pl.DataFrame, rows: pl.DataFrame, reach: timedelta) -> pl.DataFrame:
+    """Adds `root`, the first row of the chain that is in reach, to `links`.
+
+    Args:
+        found: the links.
+        rows: those given to `links`; also began (first record of the hop), came (its reception) and sources.
+        reach: how long before the row's own day the hops of its chain may begin.
+    """
+    whole = ~pl.col("sources").list.contains(_ALWAYS_NAMED) | (pl.col("came") == pl.col("began"))
+    further = found.select(pl.col("row").alias("root"), pl.col("previous").alias("_root")).join(
+        rows.filter(whole.fill_null(value=False)).select(pl.col("row").alias("_root"), "began"), on="_root"
+    )
+    earliest = (pl.col("began").dt.truncate("1d") - reach).alias("earliest")
+    steps = found.join(rows.select("row", earliest), on="row").select(
+        "row", pl.col("previous").alias("root"), "earliest"
+    )
+    for _ in range(_LONGEST - 2):
+        met = steps.join(further, on="root", how="left")
+        near = (pl.col("began") >= pl.col("earliest")).fill_null(value=False)
+        after = met.select("row", pl.when(near).then("_root").otherwise("root").alias("root"), "earliest")
+        if not met.select(near.any()).item():
+            break
+        steps = after
+    return found.join(steps.select("row", "root"), on="row")

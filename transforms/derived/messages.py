@@ -2,8 +2,9 @@
 
 A row is one hop (see `_hops`) of a message to one recipient. Where a message passes several hops, by a content filter
 or from server to server, the last one's row of each recipient counts (`counts`), and bears the client, authenticated
-user, HELO and TLS of the first, so that sums over rows that count are true for both ends (see `_chains`). A hop stands
-on the UTC day of its first record, whenever it was delivered. The notification of a bounce is a message of its own.
+user, HELO and TLS of the first in REACH, so that sums over rows that count are true for both ends (see `_chains`). A
+hop stands on the UTC day of its first record, whenever it was delivered. The notification of a bounce is a message of
+its own.
 
 Postfix tells the TLS version in a line without a queue id: that of the client's latest session before the reception.
 
@@ -15,7 +16,7 @@ day of records is felt by the 17 days in reach of it, of which those without rec
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
+from datetime import date, timedelta
 
 import polars as pl
 
@@ -123,8 +124,10 @@ def _received(hops: pl.LazyFrame, numbered: pl.LazyFrame) -> pl.LazyFrame:
 def _chained(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Adds what the chain of hops tells: which row counts, what came before, and who brought the message."""
     done = pl.col("status").is_in(["sent", "delivered"]).alias("done")
-    numbered = rows.sort("hop", "rcpt").with_row_index("row").with_columns(done).collect(engine="streaming").lazy()
-    linked = _chains.rooted(_chains.links(numbered).collect(engine="streaming")).lazy()
+    held = rows.sort("hop", "rcpt").with_row_index("row").with_columns(done).collect(engine="streaming")
+    numbered = held.lazy()
+    links = _chains.links(numbered).collect(engine="streaming")
+    linked = _chains.rooted(links, held, timedelta(days=REACH[0])).lazy()
     passed = linked.select(pl.col("previous").alias("row"), pl.lit(value=True).alias("_passed")).unique()
     root = pl.coalesce("root", "row").alias("root")
     found = numbered.join(linked, on="row", how="left").join(passed, on="row", how="left").with_columns(root)
