@@ -130,7 +130,7 @@ def verbs(place: Path) -> dict[str, list[str | Path]]:
         "quarantine list": ["quarantine", "list", *archive],
         "quarantine show": ["quarantine", "show", *archive],
         "sql": ["sql", *archive, "select * from access_events where source = 'm365_ual' order by ts, event_uid"],
-        "hunt": ["hunt", *archive],
+        "hunt": ["hunt", *archive, "--detections", "T01,T04"],
         "raw": ["raw", *archive, event_uid(place)],
         "verify": ["verify", *archive],
         **{f"{word} list": [word, "list"] for word in ("formats", "rules")},
@@ -282,7 +282,10 @@ def test_fail_level_ends_with_1_only_at_or_above_it(place: Path, hunt: Any) -> N
     levels = ["info", "low", "medium", "high", "critical"]
     above = levels[levels.index(worst) + 1 :][:1]
     for level, code in [(worst, 1), *((level, 0) for level in above)]:
-        assert call("hunt", "-a", place / "archive", "-t", "json", "--fail-level", level).code == code
+        assert (
+            call("hunt", "-a", place / "archive", "-t", "json", "--fail-level", level, "--detections", "T01").code
+            == code
+        )
 
 
 def test_a_refused_file_ends_with_3_and_the_rest_is_kept(tmp_path: Path) -> None:
