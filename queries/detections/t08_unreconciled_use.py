@@ -90,12 +90,12 @@ if TYPE_CHECKING:
     import duckdb
     from numpy.typing import NDArray
 
-# Identities of the gateway: those that the reference tables name, and those that its own jobs name.
+# Identities of the gateway: those that the reference tables name, and those that its own jobs of the same days name.
 HELD = """
 (credential_id in (
     select lower(credential_id) from credentials where owner = 'vendor' union select lower(credential_id) from bindings
-    union select credential_id from gateway_jobs)
- or principal_id in (select lower(principal_id) from bindings union select principal_id from gateway_jobs))
+    union select unnest($credentials::varchar[]))
+ or principal_id in (select lower(principal_id) from bindings union select unnest($principals::varchar[])))
 """
 
 # Sessions stand for POP3, IMAP, SMTP and LDAP; raw sign-ins, and the first raw read of an hour, for the rest.
@@ -169,9 +169,10 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
     if jobs.filter(pl.col("job_ts").is_between(begin, end, closed="left")).is_empty():
         raise ValueError("gateway_jobs has no rows in the window")
     holes = _holes(jobs, early, end).join(_serving(jobs), on="host", how="semi")
+    named = {f"{kind}s": jobs[f"{kind}_id"].drop_nulls().unique().to_list() for kind in ("credential", "principal")}
     judged, day = [], early.date()
     while datetime.combine(day, time(), UTC) < end:
-        span = {"day": day, "last": day + timedelta(days=CHUNK - 1), "from": early, "to": end}
+        span = {"day": day, "last": day + timedelta(days=CHUNK - 1), "from": early, "to": end} | named
         uses = con.sql(USES, params=span).pl()
         judged.append(_day(uses, jobs, holes, day, params))
         day += timedelta(days=CHUNK)
