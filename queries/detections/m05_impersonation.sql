@@ -4,7 +4,7 @@ title = "Mailboxes opened in the name of others for the first time"
 hypothesis = "Whoever got the right to act as other users reads mailboxes that the account never touched before."
 family = "mailbox_access"
 severity = "high"
-tables = ["edge_days", "context_days", "bindings", "mailboxes", "tenants"]
+tables = ["edge_days", "context_days", "change_events", "first_seen", "bindings", "mailboxes", "tenants"]
 needs = []
 identity = ["tenant_id", "kind", "actor_key", "first_day"]
 explanation = "[{actor_id:Name}][{stranger}] {what} {first_seen:span}[ from {source_networks:nets}][ in tenant {tenant_id}]: {n_ops:count operation}[ on {n_items:some item}][ in {n_mailboxes:some mailbox/mailboxes}]. {normal}[ {remark}]"
@@ -68,7 +68,8 @@ with edges as (
     select coalesce(tenant_id, '') as tenant_id, actor_id, mailbox_id, protocol, credential_id, app_id, src_net, n_ops, items,
         first_ts, last_ts,
         case
-            when actor_type in ('service_principal', 'service_account', 'computer') or actor_id = app_id then 'machine'
+            when actor_type in ('service_principal', 'service_account', 'computer') or actor_id = app_id
+                or actor_id in (select h.principal_id from held_principals() as h) then 'machine'
             when logon_type in ('admin', 'delegated_admin') then 'admin'
             when logon_type in ('delegate', 'best_access') then 'delegate'
         end as how
@@ -205,25 +206,39 @@ known as (
     group by r.tenant_id, r.actor_id, r.kind, r.run
 ),
 
--- Rights that the log shows as given: an application that begins its work; L05 looks at who gave them.
+-- Rights that the log shows as given: an application that begins its work; L05 looks at who gave them. Where that was an
+-- administrator at the own desk, the application is a new integration, unless it goes for mailboxes that matter.
 rights as (
-    select coalesce(tenant_id, '') as tenant_id, ts, lower(coalesce(target_id, '') || ' ' || coalesce(new_value, '')) as what
+    select coalesce(tenant_id, '') as tenant_id, ts, lower(coalesce(target_id, '') || ' ' || coalesce(new_value, '')) as what,
+        lower(actor_id) as granted_by, src_net
     from change_events
     where op in ('consent', 'add_app', 'add_app_role', 'add_role') and outcome <> 'failure'
         and date >= cast($window_from as date) - cast(2 * $reach_days as integer) and date <= cast($window_to as date)
 ),
 
+homes as (
+    select entity_id as granted_by, attr_value as src_net, min(first_ts) as since
+    from first_seen
+    where entity_type = 'principal' and attr_type = 'src_net' and date <= cast($window_to as date)
+        and entity_id in (select g.granted_by from rights as g)
+    group by entity_id, attr_value
+),
+
 entitled as (
-    select distinct r.tenant_id, r.actor_id, r.kind, r.run
+    select r.tenant_id, r.actor_id, r.kind, r.run,
+        bool_and(coalesce(h.since < g.ts - to_days(cast($min_history_days as integer)), false)) as is_from_home,
+        bool_or(g.src_net is not null and (h.since is null or h.since >= g.ts - to_days(cast($min_history_days as integer)))) as is_strange
     from runs as r
     inner join rights as g on r.tenant_id = g.tenant_id and r.first_seen between g.ts and g.ts + to_days(cast($reach_days as integer))
+    left join homes as h on g.granted_by = h.granted_by and g.src_net = h.src_net
     where contains(g.what, r.actor_id) or contains(g.what, r.app_ids[1])
+    group by r.tenant_id, r.actor_id, r.kind, r.run
 ),
 
 by_pairs as (
     select r.tenant_id, r.kind, r.actor_id, r.first_seen, r.last_seen, r.n_mailboxes, r.mailboxes, r.n_ops, r.n_items, r.credential_ids,
         r.app_ids, r.nets, r.has_vip, r.has_journal, cast(null as varchar[]) as steered_by, k.n_before, true as is_ok,
-        e.run is not null and r.kind = 'new_pairs' and r.how = 'machine' as is_entitled,
+        e.run is not null and not e.is_strange and r.kind = 'new_pairs' and r.how = 'machine' as is_entitled,
         k.n_before > 0 and not coalesce(k.is_known_net, false) as is_new_net
     from runs as r
     inner join known as k using (tenant_id, actor_id, kind, run)
@@ -231,6 +246,10 @@ by_pairs as (
     where if(
             r.kind = 'out_of_scope', k.n_outside_before = 0,
             k.n_before <= $max_known_pairs and r.n_mailboxes >= if(r.how = 'delegate', $min_pairs_of_user, $min_pairs)
+    )
+    and not (
+        r.kind = 'new_pairs' and r.how = 'machine' and coalesce(e.is_from_home, false) and k.n_before = 0
+        and not r.has_vip and not r.has_journal
     )
 ),
 
