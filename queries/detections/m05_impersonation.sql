@@ -20,6 +20,7 @@ blind_spots = [
   "an actor that opens as many mailboxes of others every week: see M01 and M02",
   "a new mailbox or two of an actor that opens them by delegation: this is everyday life",
   "clients that use an Exchange server's own account after it did so every day",
+  "a new application whose rights an administrator gave from the usual network, unless it opens mailboxes of special interest: see L05",
   "pairs older than baseline_days, and protocols whose log began less than min_history_days before",
 ]
 runbook = [

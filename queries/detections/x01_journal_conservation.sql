@@ -16,7 +16,7 @@ false_positives = [
   "front-end and back-end logs of the same session, both ingested: a ratio of exactly two",
 ]
 blind_spots = [
-  "a thief on the reader's own machine who reads within the reader's sessions",
+  "a thief on the reader's own machine who reads within its sessions, or in a declared network as it would, where no jobs are logged",
   "copies taken on the way to the journal mailbox",
   "single full copies by a known reader within one hour look like a retry and stay silent unless repeated",
   "access to the journal mailbox over other protocols than POP3",

@@ -23,6 +23,7 @@ blind_spots = [
   "what is taken from the usual network with the usual client, at less than lift times the usual volume",
   "fewer than min_items items over min_days days",
   "contexts that change every few days: see X08",
+  "a new application that was prepared from an administrator's own network: see L05 and T05",
 ]
 runbook = [
   "`src_net`, `client_fp`: list what the identity did from the context, day by day, and compare with the 30 days before it came",

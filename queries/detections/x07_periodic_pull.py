@@ -17,6 +17,7 @@ false_positives = [
   "the vendor moves the integration to another network: many tenants show it",
 ]
 blind_spots = [
+  "a new application that was prepared from an administrator's own network: see L05 and T05",
   "a network that the tenant, or many tenants, used before, as that of a VPN provider",
   "every legitimate poller keeps time: only networks that are new to identity and tenant are judged",
   "a timer that runs from the network of the real poller: see X01 and T09",
