@@ -62,10 +62,15 @@ order by all
 """
 
 # A change that an administrator made for the identity, of the kinds that come before a new integration, from a network
-# from which that administrator had worked before: a thief's change is no explanation.
+# from which that administrator had worked before, or from a declared office: a thief's change is no explanation.
 _CHANGES = """
 with made as (
-    select coalesce(c.tenant_id, '') as tenant_key, n.actor_id, lower(c.actor_id) as changed_by, c.src_net, c.date
+    select coalesce(c.tenant_id, '') as tenant_key, n.actor_id, lower(c.actor_id) as changed_by, c.src_net, c.date,
+        exists (
+            select 1 from declared_networks() as d
+            where d.kind = 'corporate' and d.is_whole and net_number(c.src_net) between d.first_net and d.last_net
+                and c.ts between d.valid_from and d.valid_to
+        ) as is_office
     from change_events as c
     join newcomers as n
         on coalesce(c.tenant_id, '') = n.tenant_key and c.date between n.begins - 30 and n.begins + 1
@@ -78,7 +83,10 @@ with made as (
     )
 )
 select m.tenant_key, m.actor_id, bool_and(
-        if(m.changed_by is null or m.src_net is null, null, coalesce(f.since <= m.date - $settled::integer, false))
+        if(
+            m.changed_by is null or m.src_net is null, null,
+            m.is_office or coalesce(f.since <= m.date - $settled::integer, false)
+        )
     ) as is_from_home
 from made as m
 left join (

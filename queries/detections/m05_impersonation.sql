@@ -4,7 +4,7 @@ title = "Mailboxes opened in the name of others for the first time"
 hypothesis = "Whoever got the right to act as other users reads mailboxes that the account never touched before."
 family = "mailbox_access"
 severity = "high"
-tables = ["edge_days", "context_days", "change_events", "first_seen", "bindings", "mailboxes", "tenants"]
+tables = ["edge_days", "context_days", "change_events", "first_seen", "bindings", "mailboxes", "tenants", "networks"]
 needs = []
 identity = ["tenant_id", "kind", "actor_key", "first_day"]
 explanation = "[{actor_id:Name}][{stranger}] {what} {first_seen:span}[ from {source_networks:nets}][ in tenant {tenant_id}]: {n_ops:count operation}[ on {n_items:some item}][ in {n_mailboxes:some mailbox/mailboxes}]. {normal}[ {remark}]"
@@ -209,12 +209,18 @@ known as (
 
 -- Rights that the log shows as given: an application that begins its work; L05 looks at who gave them. Where that was an
 -- administrator at the own desk, the application is a new integration, unless it goes for mailboxes that matter.
+offices as (
+    select first_net, last_net, valid_from, valid_to from declared_networks() where kind = 'corporate' and is_whole
+),
+
 rights as (
-    select coalesce(tenant_id, '') as tenant_id, ts, lower(coalesce(target_id, '') || ' ' || coalesce(new_value, '')) as what,
-        lower(actor_id) as granted_by, src_net
-    from change_events
-    where op in ('consent', 'add_app', 'add_app_role', 'add_role') and outcome <> 'failure'
-        and date >= cast($window_from as date) - cast(2 * $reach_days as integer) and date <= cast($window_to as date)
+    select coalesce(c.tenant_id, '') as tenant_id, c.ts, lower(coalesce(c.target_id, '') || ' ' || coalesce(c.new_value, '')) as what,
+        lower(c.actor_id) as granted_by, c.src_net, coalesce(bool_or(o.first_net is not null), false) as is_office
+    from change_events as c
+    left join offices as o on net_number(c.src_net) between o.first_net and o.last_net and c.ts between o.valid_from and o.valid_to
+    where c.op in ('consent', 'add_app', 'add_app_role', 'add_role') and c.outcome <> 'failure'
+        and c.date >= cast($window_from as date) - cast(2 * $reach_days as integer) and c.date <= cast($window_to as date)
+    group by all
 ),
 
 homes as (
@@ -227,8 +233,11 @@ homes as (
 
 entitled as (
     select r.tenant_id, r.actor_id, r.kind, r.run,
-        bool_and(coalesce(h.since < g.ts - to_days(cast($min_history_days as integer)), false)) as is_from_home,
-        bool_or(g.src_net is not null and (h.since is null or h.since >= g.ts - to_days(cast($min_history_days as integer)))) as is_strange
+        bool_and(g.is_office or coalesce(h.since < g.ts - to_days(cast($min_history_days as integer)), false)) as is_from_home,
+        bool_or(
+            not g.is_office and g.src_net is not null
+            and (h.since is null or h.since >= g.ts - to_days(cast($min_history_days as integer)))
+        ) as is_strange
     from runs as r
     inner join rights as g on r.tenant_id = g.tenant_id and r.first_seen between g.ts and g.ts + to_days(cast($reach_days as integer))
     left join homes as h on g.granted_by = h.granted_by and g.src_net = h.src_net
