@@ -84,7 +84,8 @@ group by 1, 2, 3
 """
 
 # New networks of actors that rarely show one (past their first 14 days, in which all are new), while their old networks
-# go on: where those stop, the actor has moved.
+# go on: where those stop, the actor has moved. Declared networks, and those of the 14 days before, say nothing of how
+# rarely: a vendor's egress changes, and a thief who moves about would make that normal.
 NETWORK_DAYS = """
 with uses as (
     select coalesce(tenant_id, '') as tenant_key, actor_id, src_net, date, count(distinct mailbox_id)::bigint as n
@@ -100,7 +101,12 @@ new_nets as (select * from nets where first_day >= $from and most >= $floor),
 actors as (select tenant_key, actor_id, min(first_day) as begins from nets group by all),
 networks_before as (
     select n.tenant_key, n.actor_id, n.src_net, n.first_day, count(*) as n_nets,
-        count(*) filter (where h.first_day >= a.begins + 14) as n_later
+        count(*) filter (
+            where h.first_day >= a.begins + 14 and h.first_day < n.first_day - 14 and not exists (
+                select 1 from declared_networks() as d
+                where d.is_whole and net_number(h.src_net) between d.first_net and d.last_net
+            )
+        ) as n_later
     from new_nets as n
     join actors as a on a.tenant_key = n.tenant_key and a.actor_id = n.actor_id
     join nets as h on h.tenant_key = n.tenant_key and h.actor_id = n.actor_id and h.first_day < n.first_day
@@ -121,8 +127,22 @@ order by all
 """
 
 DETAILS = """
-with bursts as (select * from m01_bursts)
-select b.burst, min(e.first_ts) as first_seen, max(e.last_ts) as last_seen, list(distinct e.tenant_id) as tenant_ids,
+with bursts as (select * from m01_bursts),
+net_days as (
+    select b.burst, b.least, e.src_net, e.date, count(distinct e.mailbox_id) as n
+    from bursts as b
+    join edge_days as e
+        on coalesce(e.tenant_id, '') = b.tenant_key and e.actor_id = b.actor_id and e.date between b.first_day and b.last_day
+    where e.date between $first and $last and b.source = '' and e.src_net is not null and coalesce(e.logon_type, '') <> 'owner'
+    group by all
+),
+-- Networks that carry a burst by themselves: what else the actor did on the day is its daily work.
+carriers as (
+    select burst, list(src_net order by src_net) as nets
+    from (select burst, src_net from net_days group by burst, src_net having max(n) >= any_value(least)) as n
+    group by burst
+)
+select b.burst, any_value(c.nets) as carriers, min(e.first_ts) as first_seen, max(e.last_ts) as last_seen, list(distinct e.tenant_id) as tenant_ids,
     list(distinct e.mailbox_id order by e.mailbox_id) as mailboxes, count(distinct e.mailbox_id)::bigint as n_mailboxes,
     list(distinct e.src_net order by e.src_net) filter (where e.src_net is not null) as source_networks,
     list(distinct e.credential_id order by e.credential_id)
@@ -139,9 +159,10 @@ join edge_days as e
     on coalesce(e.tenant_id, '') = b.tenant_key and e.actor_id = b.actor_id
     and e.date between b.first_day and b.last_day
     and coalesce(e.logon_type, '') <> 'owner' and (b.source = '' or e.src_net = b.source)
+left join carriers as c on c.burst = b.burst
 left join mailboxes as m on lower(m.mailbox_id) = e.mailbox_id
 left join tenants as t on t.tenant_id = e.tenant_id
-where e.date between $first and $last
+where e.date between $first and $last and (c.nets is null or list_contains(c.nets, e.src_net))
 group by b.burst
 """
 
@@ -190,8 +211,10 @@ def _bursts(
         )
         .sort("tenant_key", "actor_id")
     )
-    mean = totals["total"].to_numpy() / n_days
-    variance = np.maximum(totals["squares"].to_numpy() / n_days - mean**2, 0)
+    # An actor's days begin with its first: days before its log began are no quiet days, and would look like scatter.
+    length = n_days - totals["first_day"].cast(pl.Int64).to_numpy()
+    mean = totals["total"].to_numpy() / length
+    variance = np.maximum(totals["squares"].to_numpy() / length - mean**2, 0)
     totals = totals.with_columns(pl.Series("pooled", pooled_dispersion(mean, variance)))
     watched = totals.filter(pl.col("most") >= params["min_mailboxes"]).with_row_index("row")
     if watched.is_empty():
@@ -313,7 +336,7 @@ def _runs(
             runs.append({
                 "tenant_key": who["tenant_key"], "actor_id": who["actor_id"], "kind": "burst" if known else "new_actor",
                 "source": "", "first_day": first + timedelta(days=day), "last_day": first + timedelta(days=last),
-                "n_days": len(days), "most_a_day": int(panel[row, days].max()), "normal": normal,
+                "n_days": len(days), "most_a_day": int(panel[row, days].max()), "normal": normal, "least": float(least),
                 "confidence": 1.0 if known else 0.6,
             })  # fmt: skip
             day = last + 1
@@ -330,7 +353,7 @@ def _network_runs(days: pl.DataFrame, known: list[dict[str, Any]]) -> list[dict[
         runs.append({
             "tenant_key": tenant, "actor_id": actor, "kind": "new_network", "source": net,
             "first_day": group["date"].min(), "last_day": group["date"].max(), "n_days": group.height,
-            "most_a_day": int(group["n"].max()),  # type: ignore[arg-type]
+            "most_a_day": int(group["n"].max()), "least": 0.0,  # type: ignore[arg-type]
             "normal": f"In {group['n_history'][0]} active days before it used "
             f"{count(group['n_nets'][0], 'other network')}, never this one.",
             "confidence": 0.9,
@@ -365,9 +388,9 @@ def _described(
         impact.alias("impact"),
         pl.when(pl.col("tenant_key") == "").then(None).otherwise("tenant_key").alias("tenant_id"),
         pl.concat_list("actor_id").alias("principal_ids"),
-        pl.when(pl.col("n_days") > 1).then("most_a_day").alias("most_later"),
-        pl.when(pl.col("source") == "").then(None).otherwise(pl.concat_list("source")).alias("evidence_networks"),
+        pl.when(pl.col("n_days") > 1).then(pl.min_horizontal("most_a_day", "n_mailboxes")).alias("most_later"),
+        pl.when(pl.col("source") == "").then("carriers").otherwise(pl.concat_list("source")).alias("evidence_networks"),
     )
     declared = [is_declared(con, nets or []) for nets in found["source_networks"].to_list()]
     found = found.with_columns(pl.Series("is_declared_net", declared, pl.Boolean))
-    return found.drop("burst", "tenant_key").sort("first_seen", "tenant_id", "actor_id", "source")
+    return found.drop("burst", "tenant_key", "least", "carriers").sort("first_seen", "tenant_id", "actor_id", "source")

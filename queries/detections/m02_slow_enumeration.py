@@ -6,7 +6,7 @@ title = "Mailboxes of others opened one after the other"
 hypothesis = "A patient intruder opens a mailbox or two a day, so that no day stands out."
 family = "mailbox_access"
 severity = "high"
-tables = ["edge_days", "context_days", "mailboxes", "tenants", "networks"]
+tables = ["edge_days", "context_days", "mailboxes", "tenants", "networks", "bindings"]
 needs = ["edge_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
 explanation = "{actor_id:Name} opened {n_mailboxes:count mailbox/mailboxes} of others[ in tenant {tenant_id}], {n_new} of them for the first time, on {n_days:count day} {first_seen:span}[ from {source_networks:nets}]: {n_ops:ops}[ on {n_items:some item}][, {n_bytes:size}]. {normal}"
@@ -62,8 +62,8 @@ time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_ids", "coalesce(principal_id, app_id)" = "actor_id", mailbox_id = "mailboxes", src_net = "evidence_networks" }
 ---
 
-Three rules on first-ever pairs of actor and mailbox: many by an actor that has hardly any; a few from a network that
-the actor never used, where it rarely shows a new one; and, for applications that open new mailboxes all the time, a
+Three rules on first-ever pairs of actor and mailbox: many by an actor that has hardly any; a few from a network (of a
+machine: from networks) that the actor never used, where it rarely shows a new one; and, for applications that open new mailboxes all the time, a
 cumulative sum (Page 1954, Biometrika 41, "Continuous inspection schemes") of the residuals against a gamma-Poisson
 baseline. People's counts shift too often for the third.
 """
@@ -82,7 +82,11 @@ if TYPE_CHECKING:
     import duckdb
     from numpy.typing import NDArray
 
-MACHINES = "('service_principal', 'service_account', 'computer')"
+# Of a row of edge_days: the actor is a machine, by its kind or because the gateway holds the account.
+MACHINE = """(
+    actor_type in ('service_principal', 'service_account', 'computer') or actor_id = app_id
+    or actor_id in (select h.principal_id from held_principals() as h)
+)"""
 
 # First-ever pairs. `judged` is false for those that are new only because a log has just begun or the mailbox has.
 PAIRS = f"""
@@ -90,7 +94,7 @@ create or replace temp table m02_pairs as
 with uses as (
     select coalesce(tenant_id, '') as tenant_key, actor_id, mailbox_id, min(date) as first_day,
         arg_min(src_net, first_ts) as src_net, arg_min(protocol, first_ts) as protocol,
-        bool_or(actor_type in {MACHINES} or actor_id = app_id) as is_machine
+        bool_or({MACHINE}) as is_machine
     from edge_days
     where date between $first and $last and coalesce(logon_type, '') <> 'owner'
         and coalesce(actor_type, '') not in ('system', 'anonymous')
@@ -137,18 +141,17 @@ late_nets as (
         and n.first_day >= $from - $span::integer and n.first_day >= a.begins + $history::integer
 ),
 new_nets as (
-    select n.*, count(distinct e.mailbox_id) as n_boxes, count(distinct e.date) as n_days
+    select n.*, list(distinct e.mailbox_id) as boxes, list(distinct e.date) as days,
+        (n.tenant_key, n.actor_id) in (select (p.tenant_key, p.actor_id) from m02_pairs as p where p.is_machine) as is_machine
     from late_nets as n
     join edge_days as e
         on coalesce(e.tenant_id, '') = n.tenant_key and e.actor_id = n.actor_id and e.src_net = n.src_net
         and e.date >= n.first_day and coalesce(e.logon_type, '') <> 'owner'
     where e.date between $from - $span::integer and $last
     group by all
-    having count(distinct e.mailbox_id) >= $least and count(distinct e.date) >= 2
 ),
 before as (
-    select n.tenant_key, n.actor_id, n.src_net, count(*) as n_nets,
-        list(h.src_net) filter (where h.first_day >= n.begins + $history::integer) as later_nets,
+    select n.tenant_key, n.actor_id, n.src_net, list({'net': h.src_net, 'day': h.first_day - n.begins}) as nets,
         max(h.last_day) as others_until
     from new_nets as n
     join nets as h on h.tenant_key = n.tenant_key and h.actor_id = n.actor_id and h.first_day < n.first_day
@@ -158,9 +161,9 @@ opened as (
     select tenant_key, actor_id, src_net, count(*) as n_new from m02_pairs where judged and first_day >= $from - $span::integer
     group by all
 )
-select n.tenant_key, n.actor_id, n.src_net, n.first_day, n.last_day, n.n_boxes, n.n_days, b.n_nets,
+select n.tenant_key, n.actor_id, n.src_net, n.first_day, n.last_day, n.boxes, n.days, n.is_machine, b.nets,
     coalesce(o.n_new, 0) as n_new,
-    b.others_until >= least(n.first_day + 1, $last) as goes_on, n.first_day - n.begins as n_history, b.later_nets
+    b.others_until >= least(n.first_day + 1, $last) as goes_on, n.first_day - n.begins as n_history
 from new_nets as n
 join before as b using (tenant_key, actor_id, src_net)
 left join opened as o using (tenant_key, actor_id, src_net)
@@ -185,7 +188,7 @@ from m02_runs as r
 join edge_days as e
     on coalesce(e.tenant_id, '') = r.tenant_key and e.actor_id = r.actor_id
     and e.date between r.first_day and r.last_day and coalesce(e.logon_type, '') <> 'owner'
-    and (r.source = '' or e.src_net = r.source)
+    and (r.source = '' or list_contains(r.sources, e.src_net))
 join m02_pairs as p
     on p.tenant_key = r.tenant_key and p.actor_id = r.actor_id and p.mailbox_id = e.mailbox_id
     and (r.source <> '' or (p.judged and p.first_day between r.first_day and r.last_day))
@@ -214,12 +217,11 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
     try:
         reach = {"from": begin, "span": params["span_days"]}
         days = con.sql(ACTOR_DAYS, params=reach | {"least": params["min_new_edges"]}).pl()
-        least = {"least": params["min_from_new_network"]}
-        runs = _from_new_networks(con, con.sql(NETWORKS, params=span | history | reach | least).pl(), params)
+        runs = _from_new_networks(con, con.sql(NETWORKS, params=span | history | reach).pl(), params)
         told = {(run["tenant_key"], run["actor_id"]) for run in runs}
         for (tenant, actor), group in days.group_by("tenant_key", "actor_id", maintain_order=True):
             if (tenant, actor) not in told:
-                who = {"tenant_key": tenant, "actor_id": actor, "source": ""}
+                who = {"tenant_key": tenant, "actor_id": actor, "source": "", "sources": []}
                 runs += [who | run for run in _of_actor(group, (begin, end), params)]
         return _described(con, runs, span) if runs else pl.DataFrame()
     finally:
@@ -230,7 +232,7 @@ def _from_new_networks(
     con: "duckdb.DuckDBPyConnection", nets: pl.DataFrame, params: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Runs from networks that are new to their actor: mailboxes that are new as well, or many from a stranger's."""
-    runs, known = [], dict[str, bool | None]()
+    runs, known, places = [], dict[str, bool | None](), dict[tuple[str, ...], list[dict[str, Any]]]()
 
     def standing(net: str) -> bool | None:
         if net not in known:
@@ -238,20 +240,33 @@ def _from_new_networks(
         return known[net]
 
     for net in nets.iter_rows(named=True):
-        is_new = net["n_new"] >= params["min_from_new_network"]
-        many = net["n_boxes"] >= params["floor_from_stranger"] and net["goes_on"]
-        if not is_new and not (many and standing(net["src_net"]) is False):
+        # A machine that keeps to its networks has no business at any other: strange ones count together, however many
+        # a thief goes through. People move about, and each of their networks is judged alone.
+        together = net["is_machine"] and standing(net["src_net"]) is False
+        who = (net["tenant_key"], net["actor_id"])
+        places.setdefault(who if together else (*who, net["src_net"]), []).append(net)
+    for found in places.values():
+        place = min(found, key=lambda net: (net["first_day"], net["src_net"]))
+        n_new = sum(net["n_new"] for net in found)
+        n_boxes, n_days = (len(set().union(*(net[name] for net in found))) for name in ("boxes", "days"))
+        is_new = n_new >= params["min_from_new_network"]
+        many = n_boxes >= params["floor_from_stranger"] and place["goes_on"]
+        if n_days < 2 or not (is_new or (many and standing(place["src_net"]) is False)):
             continue
+        # In its first days all networks are new; of a short history, they are half.
+        burn_in = min(params["min_history_days"], place["n_history"] // 2)
         # A declared network is a change of egress, and says nothing about how often strange ones show.
-        n_later = sum(standing(later) is False for later in net["later_nets"] or ())
-        if (n_later + 0.5) / (net["n_history"] - params["min_history_days"] + 1) > params["max_surprise"]:
+        n_later = sum(one["day"] >= burn_in and standing(one["net"]) is False for one in place["nets"] if one["net"])
+        length = place["n_history"] - burn_in + 1
+        if (n_later + 0.5) / length > max(params["max_surprise"], 0.5 / length):
             continue
         runs.append({
-            "tenant_key": net["tenant_key"], "actor_id": net["actor_id"], "kind": "new_network",
-            "source": net["src_net"], "first_day": net["first_day"], "last_day": net["last_day"],
-            "n_days": net["n_days"], "confidence": 0.9,
-            "normal": f"In {count(net['n_history'], 'day')} before it used {count(net['n_nets'], 'other network')}, "
-            "never this one.",
+            "tenant_key": place["tenant_key"], "actor_id": place["actor_id"], "kind": "new_network",
+            "source": place["src_net"], "sources": sorted(net["src_net"] for net in found),
+            "first_day": place["first_day"], "last_day": max(net["last_day"] for net in found),
+            "n_days": n_days, "confidence": 0.9,
+            "normal": f"In {count(place['n_history'], 'day')} before it used "
+            f"{count(len(place['nets']), 'other network')}, never {'this one' if len(found) == 1 else 'one of these'}.",
         })  # fmt: skip
     return runs
 
@@ -351,8 +366,8 @@ def _described(con: "duckdb.DuckDBPyConnection", runs: list[dict[str, Any]], spa
         pl.when(journal).then(2.0).when(many).then(1.5).otherwise(1.0).alias("impact"),
         pl.when(pl.col("tenant_key") == "").then(None).otherwise("tenant_key").alias("tenant_id"),
         pl.concat_list("actor_id").alias("principal_ids"),
-        pl.when(pl.col("source") == "").then(None).otherwise(pl.concat_list("source")).alias("evidence_networks"),
+        pl.when(pl.col("source") != "").then("sources").alias("evidence_networks"),
     )
     declared = [is_declared(con, nets or []) for nets in found["source_networks"].to_list()]
     found = found.with_columns(pl.Series("is_declared_net", declared, pl.Boolean))
-    return found.drop("run", "tenant_key").sort("first_seen", "tenant_id", "actor_id", "source")
+    return found.drop("run", "tenant_key", "sources").sort("first_seen", "tenant_id", "actor_id", "source")

@@ -4,7 +4,7 @@ title = "Mailboxes opened in the name of others for the first time"
 hypothesis = "Whoever got the right to act as other users reads mailboxes that the account never touched before."
 family = "mailbox_access"
 severity = "high"
-tables = ["edge_days", "context_days", "bindings", "mailboxes", "tenants"]
+tables = ["edge_days", "context_days", "change_events", "first_seen", "bindings", "mailboxes", "tenants", "networks"]
 needs = []
 identity = ["tenant_id", "kind", "actor_key", "first_day"]
 explanation = "[{actor_id:Name}][{stranger}] {what} {first_seen:span}[ from {source_networks:nets}][ in tenant {tenant_id}]: {n_ops:count operation}[ on {n_items:some item}][ in {n_mailboxes:some mailbox/mailboxes}]. {normal}[ {remark}]"
@@ -20,6 +20,7 @@ blind_spots = [
   "an actor that opens as many mailboxes of others every week: see M01 and M02",
   "a new mailbox or two of an actor that opens them by delegation: this is everyday life",
   "clients that use an Exchange server's own account after it did so every day",
+  "a new application whose rights an administrator gave from the usual network, unless it opens mailboxes of special interest: see L05",
   "pairs older than baseline_days, and protocols whose log began less than min_history_days before",
 ]
 runbook = [
@@ -68,7 +69,8 @@ with edges as (
     select coalesce(tenant_id, '') as tenant_id, actor_id, mailbox_id, protocol, credential_id, app_id, src_net, n_ops, items,
         first_ts, last_ts,
         case
-            when actor_type in ('service_principal', 'service_account', 'computer') or actor_id = app_id then 'machine'
+            when actor_type in ('service_principal', 'service_account', 'computer') or actor_id = app_id
+                or actor_id in (select h.principal_id from held_principals() as h) then 'machine'
             when logon_type in ('admin', 'delegated_admin') then 'admin'
             when logon_type in ('delegate', 'best_access') then 'delegate'
         end as how
@@ -205,25 +207,48 @@ known as (
     group by r.tenant_id, r.actor_id, r.kind, r.run
 ),
 
--- Rights that the log shows as given: an application that begins its work; L05 looks at who gave them.
+-- Rights that the log shows as given: an application that begins its work; L05 looks at who gave them. Where that was an
+-- administrator at the own desk, the application is a new integration, unless it goes for mailboxes that matter.
+offices as (
+    select first_net, last_net, valid_from, valid_to from declared_networks() where kind = 'corporate' and is_whole
+),
+
 rights as (
-    select coalesce(tenant_id, '') as tenant_id, ts, lower(coalesce(target_id, '') || ' ' || coalesce(new_value, '')) as what
-    from change_events
-    where op in ('consent', 'add_app', 'add_app_role', 'add_role') and outcome <> 'failure'
-        and date >= cast($window_from as date) - cast(2 * $reach_days as integer) and date <= cast($window_to as date)
+    select coalesce(c.tenant_id, '') as tenant_id, c.ts, lower(coalesce(c.target_id, '') || ' ' || coalesce(c.new_value, '')) as what,
+        lower(c.actor_id) as granted_by, c.src_net, coalesce(bool_or(o.first_net is not null), false) as is_office
+    from change_events as c
+    left join offices as o on net_number(c.src_net) between o.first_net and o.last_net and c.ts between o.valid_from and o.valid_to
+    where c.op in ('consent', 'add_app', 'add_app_role', 'add_role') and c.outcome <> 'failure'
+        and c.date >= cast($window_from as date) - cast(2 * $reach_days as integer) and c.date <= cast($window_to as date)
+    group by all
+),
+
+homes as (
+    select entity_id as granted_by, attr_value as src_net, min(first_ts) as since
+    from first_seen
+    where entity_type = 'principal' and attr_type = 'src_net' and date <= cast($window_to as date)
+        and entity_id in (select g.granted_by from rights as g)
+    group by entity_id, attr_value
 ),
 
 entitled as (
-    select distinct r.tenant_id, r.actor_id, r.kind, r.run
+    select r.tenant_id, r.actor_id, r.kind, r.run,
+        bool_and(g.is_office or coalesce(h.since < g.ts - to_days(cast($min_history_days as integer)), false)) as is_from_home,
+        bool_or(
+            not g.is_office and g.src_net is not null
+            and (h.since is null or h.since >= g.ts - to_days(cast($min_history_days as integer)))
+        ) as is_strange
     from runs as r
     inner join rights as g on r.tenant_id = g.tenant_id and r.first_seen between g.ts and g.ts + to_days(cast($reach_days as integer))
+    left join homes as h on g.granted_by = h.granted_by and g.src_net = h.src_net
     where contains(g.what, r.actor_id) or contains(g.what, r.app_ids[1])
+    group by r.tenant_id, r.actor_id, r.kind, r.run
 ),
 
 by_pairs as (
     select r.tenant_id, r.kind, r.actor_id, r.first_seen, r.last_seen, r.n_mailboxes, r.mailboxes, r.n_ops, r.n_items, r.credential_ids,
         r.app_ids, r.nets, r.has_vip, r.has_journal, cast(null as varchar[]) as steered_by, k.n_before, true as is_ok,
-        e.run is not null and r.kind = 'new_pairs' and r.how = 'machine' as is_entitled,
+        e.run is not null and not e.is_strange and r.kind = 'new_pairs' and r.how = 'machine' as is_entitled,
         k.n_before > 0 and not coalesce(k.is_known_net, false) as is_new_net
     from runs as r
     inner join known as k using (tenant_id, actor_id, kind, run)
@@ -231,6 +256,10 @@ by_pairs as (
     where if(
             r.kind = 'out_of_scope', k.n_outside_before = 0,
             k.n_before <= $max_known_pairs and r.n_mailboxes >= if(r.how = 'delegate', $min_pairs_of_user, $min_pairs)
+    )
+    and not (
+        r.kind = 'new_pairs' and r.how = 'machine' and coalesce(e.is_from_home, false) and k.n_before = 0
+        and not r.has_vip and not r.has_journal
     )
 ),
 

@@ -21,6 +21,7 @@ blind_spots = [
   "an identity without min_history_days days of history: see X04 and T05",
   "less than lift times the usual, or than above_highest times the highest day so far",
   "logs that tell neither items nor bytes",
+  "a person's own volume from a network that the person had used before: see X02 and M03",
   "a volume that grows slowly: it becomes its own baseline, see X04",
 ]
 runbook = [
@@ -55,7 +56,7 @@ table = "access_events"
 where = "outcome <> 'failure'"
 time = ["first_seen", "last_seen"]
 follow_sessions = true
-match = { tenant_id = "evidence_tenants", "coalesce(principal_id, app_id)" = "actor_id", src_net = "source_networks" }
+match = { tenant_id = "evidence_tenants", "coalesce(principal_id, app_id)" = "actor_id", src_net = "evidence_networks" }
 ---
 
 Working days are set against working days and weekends against weekends. Items are counts: negative binomial tail with
@@ -116,8 +117,13 @@ with used as (
         and c.date <= r.last_day
     where c.date between $first and $last and c.outcome = 'success' and c.action in {DATA}
 ),
+declared as (
+    select distinct n.src_net from (select distinct src_net from used) as n
+    join declared_networks() as d on d.is_whole and net_number(n.src_net) between d.first_net and d.last_net
+),
 known as (
-    select run, src_net, bool_or(not is_inside) as is_known from used group by all
+    select run, src_net, bool_or(date < first_day - $settle or coalesce(src_net in (from declared), false)) as is_known
+    from used group by all
 )
 select u.run, min(u.first_ts) as first_seen, max(u.last_ts) as last_seen,
     list(distinct u.tenant_id) as evidence_tenants, sum(u.items)::bigint as n_items, sum(u.bytes_out)::bigint as n_bytes,
@@ -297,29 +303,30 @@ def _described(
     table = pl.DataFrame(runs).with_row_index("run")
     con.register("x03_runs", table.to_arrow())
     try:
-        details = con.sql(DETAILS, params=dict(span)).pl()
+        details = con.sql(DETAILS, params=dict(span) | {"settle": params["settle_days"]}).pl()
     finally:
         con.unregister("x03_runs")
     found = table.join(details, on="run").sort("run")
     is_new = (pl.col("new_share") >= params["new_share"]) & (pl.col("new_networks").list.len() > 0)
-    declared = [is_declared(con, nets or []) for nets in found["source_networks"].to_list()]
-    of_new = [is_declared(con, nets or []) for nets in found["new_networks"].to_list()]
-    found = found.with_columns(
-        pl.Series("is_declared_net", declared, pl.Boolean), pl.Series("_known", of_new, pl.Boolean)
-    ).with_columns((is_new & ~pl.col("_known").fill_null(value=False)).fill_null(value=False).alias("is_from_new_net"))
     machine, strange = pl.col("is_machine").fill_null(value=False), pl.col("is_from_new_net")
+    # People clear up, move and set up new programs: their volume alone says nothing.
+    found = found.with_columns(is_new.fill_null(value=False).alias("is_from_new_net")).filter(machine | strange)
+    declared = [is_declared(con, nets or []) for nets in found["source_networks"].to_list()]
     return found.with_columns(
+        pl.Series("is_declared_net", declared, pl.Boolean),
+        pl.when(strange).then("new_networks").otherwise("source_networks").alias("evidence_networks"),
         pl.Series("taken", [_taken(row) for row in found.iter_rows(named=True)]),
         pl.Series("normal", [_normal(row) for row in found.iter_rows(named=True)]),
-        pl.when(strange).then(pl.lit("Most of it went to networks that are new to the identity.")).alias("remark"),
-        pl.when(machine & strange).then(pl.lit("high")).when(machine | strange).then(pl.lit("medium"))
-        .otherwise(pl.lit("low")).alias("severity"),
+        pl.when(strange).then(
+            pl.format("Most of it went to {}, new to the identity.", pl.col("new_networks").list.head(3).list.join(", "))
+        ).alias("remark"),
+        pl.when(machine & strange).then(pl.lit("high")).otherwise(pl.lit("medium")).alias("severity"),
         pl.when(strange).then(0.9).otherwise(0.6).alias("confidence"),
         pl.lit(1.0).alias("impact"),
         pl.when(pl.col("tenant_key") == "").then(None).otherwise("tenant_key").alias("tenant_id"),
         pl.concat_list("actor_id").alias("principal_ids"),
         pl.col("is_machine").alias("is_service"),
-    ).drop("run", "tenant_key", "_known").sort("first_seen", "tenant_id", "actor_id", "span_kind")  # fmt: skip
+    ).drop("run", "tenant_key").sort("first_seen", "tenant_id", "actor_id", "span_kind")  # fmt: skip
 
 
 def _taken(row: Mapping[str, Any]) -> str:

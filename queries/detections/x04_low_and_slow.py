@@ -6,7 +6,7 @@ title = "A little every day, for weeks"
 hypothesis = "Who takes forty mails a day is on no day conspicuous, and after a month has taken a thousand."
 family = "exfiltration"
 severity = "high"
-tables = ["context_days", "change_events", "networks", "tenants"]
+tables = ["context_days", "change_events", "first_seen", "networks", "tenants"]
 needs = ["context_days"]
 identity = ["tenant_id", "actor_id", "kind", "context", "first_day"]
 explanation = "{actor_id:Name} took {taken}[ at tenant {tenant_id}][ from {strange_networks:nets}][ with the client {strange_client}] {first_seen:span}, on {n_days:count day}. {normal}[ {remark}]"
@@ -23,6 +23,7 @@ blind_spots = [
   "what is taken from the usual network with the usual client, at less than lift times the usual volume",
   "fewer than min_items items over min_days days",
   "contexts that change every few days: see X08",
+  "a new application that was prepared from an administrator's own network: see L05 and T05",
 ]
 runbook = [
   "`src_net`, `client_fp`: list what the identity did from the context, day by day, and compare with the 30 days before it came",
@@ -75,7 +76,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from queries.newcomers import fresh
+from queries.newcomers import explained, fresh, is_weak, remark
 from queries.statistics import cusum, first_alarm, nb_screen, regularity, robust_z
 from queries.text import count, size
 
@@ -189,7 +190,7 @@ def _from_new_contexts(
     if new.is_empty():
         return []
     # A client that is new to many tenants is an upgrade; a new client on a new network is told by the network.
-    new = new.filter((pl.col("kind") == "src_net") | ~pl.col("is_wide")).with_row_index("place")
+    new = new.filter((pl.col("kind") == "src_net") | ~pl.col("is_wide"), ~explained(new)).with_row_index("place")
     con.execute(TAKEN, {"first": days["first"], "last": days["last"]})
     con.register("x04_fresh", new.to_arrow())
     try:
@@ -272,7 +273,7 @@ def _grown(windows: pl.DataFrame, last: date, params: Mapping[str, Any]) -> list
             "first_day": begin, "last_day": last, "n_days": row["n_days"], "n_items": int(row["items"]), "n_bytes": 0,
             "first_seen": row["first_ts"], "last_seen": row["last_ts"], "lift": float(screen.lift[row["place"]]),
             "usual": float(np.nanmean(base[row["place"]])), "is_quota": False, "n_new": 1, "is_wide": False,
-            "is_new_actor": False, "has_change": False, "begins": None, "alarm_day": None,
+            "is_new_actor": False, "has_change": False, "is_from_home": None, "begins": None, "alarm_day": None,
         }
         for row in now.iter_rows(named=True)
     ]  # fmt: skip
@@ -287,12 +288,9 @@ def _described(con: "duckdb.DuckDBPyConnection", hits: list[dict[str, Any]], day
         about = con.sql(ABOUT, params={"first": days["first"], "last": days["last"]}).pl()
     finally:
         con.unregister("x04_hits")
-    found = table.join(about, on="place")
-    net, client, weak = (
-        (pl.col("kind") == "src_net"),
-        (pl.col("kind") == "client_fp"),
-        pl.any_horizontal(pl.col("is_wide", "has_change", "is_new_tenant").fill_null(value=False)),
-    )
+    found = table.join(about, on="place", how="left", maintain_order="left")
+    net, client = pl.col("kind") == "src_net", pl.col("kind") == "client_fp"
+    weak = pl.Series([is_weak(hit) for hit in hits]) | found["is_new_tenant"].fill_null(value=False)
     return found.with_columns(
         pl.Series("taken", [_taken(hit) for hit in hits]),
         pl.Series("normal", [_normal(hit) for hit in hits]),
@@ -331,8 +329,4 @@ def _normal(hit: Mapping[str, Any]) -> str:
 
 def _remark(hit: Mapping[str, Any]) -> str | None:
     parts = ["Every day it took nearly the same, as a quota does."] if hit["is_quota"] else []
-    if hit["is_wide"]:
-        parts.append("Many tenants show the context at once: ask the vendor about a change of infrastructure.")
-    if hit["has_change"]:
-        parts.append("An administrator prepared it within 30 days before.")
-    return " ".join(parts) or None
+    return " ".join([*parts, remark(hit, "context") or ""]).strip() or None

@@ -77,6 +77,8 @@ from queries.text import count, one_in, size
 if TYPE_CHECKING:
     import duckdb
 
+RUN_GAP = 14  # days between the first uses of two strange networks that still belong together
+
 FLOWS = """
 create or replace temp table x05_flows as
 select coalesce(f.tenant_id, '') as tenant_key, f.sasl_username as account, f.date, f.src_net, f.rcpt_domain,
@@ -125,7 +127,8 @@ with here as (
     join x05_flows as f using (tenant_key, account, src_net)
 ),
 before as (
-    select s.place, f.* from x05_strange as s
+    select s.place, f.*
+    from (select place, tenant_key, account, min(first_day) as first_day from x05_strange group by all) as s
     join x05_flows as f using (tenant_key, account)
     where f.date < s.first_day
 ),
@@ -151,7 +154,7 @@ group by h.place
 """
 
 GUESSES = """
-select s.place, sum(f.failures)::bigint as n_failures, min(f.first_ts) as first_ts
+select s.place, sum(f.failures)::bigint as n_failures, min(f.first_ts) as guessed_from
 from x05_strange as s
 join failure_days as f
     on coalesce(f.tenant_id, s.tenant_key) = s.tenant_key and f.src_net = s.src_net and f.protocol = 'smtp'
@@ -220,15 +223,25 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
 
 
 def _surprising(con: "duckdb.DuckDBPyConnection", nets: pl.DataFrame, most: float) -> pl.DataFrame:
-    """Networks that are declared by nobody, of accounts that rarely show a new one."""
-    kept, rates = [], []
-    for place, net in enumerate(nets.iter_rows(named=True)):
+    """Networks that are declared by nobody, of accounts that rarely show a new one; `place` numbers runs of them.
+
+    What a thief goes through from one to the next counts together, and does not make the next one ordinary.
+    """
+    kept, before = list[dict[str, Any]](), dict[str, Any]()
+    for net in nets.sort("tenant_key", "account", "first_day", "src_net").iter_rows(named=True):
+        if is_declared(con, [net["src_net"]]):
+            continue
+        same = bool(before) and (before["tenant_key"], before["account"]) == (net["tenant_key"], net["account"])
+        if same and (net["first_day"] - before["first_day"]).days <= RUN_GAP:
+            before = net | {"place": before["place"], "rate": before["rate"]}
+            kept.append(before)
+            continue
         n_later = sum(not is_declared(con, [later]) for later in net["later_nets"] or ())
         rate = (n_later + 0.5) / (net["n_history"] - 7 + 1)
-        if rate <= max(most, 0.5 / (net["n_history"] - 6)) and not is_declared(con, [net["src_net"]]):
-            kept.append(place)
-            rates.append(rate)
-    return nets[kept].with_columns(pl.Series("rate", rates, pl.Float64)).with_row_index("place")
+        if rate <= max(most, 0.5 / (net["n_history"] - 6)):
+            before = net | {"place": len(kept), "rate": rate}
+            kept.append(before)
+    return pl.DataFrame(kept, infer_schema_length=None)
 
 
 def _from_strangers(
@@ -238,11 +251,15 @@ def _from_strangers(
         return []
     con.register("x05_strange", strange.drop("later_nets").to_arrow())
     try:
-        sent, guesses = con.sql(SENT).pl(), con.sql(GUESSES, params=dict(span)).pl().drop("first_ts")
+        sent, guesses = con.sql(SENT).pl(), con.sql(GUESSES, params=dict(span)).pl()
     finally:
         con.unregister("x05_strange")
+    runs = strange.group_by("place").agg(
+        pl.col("tenant_key", "account", "first_day", "n_history", "rate").first(), pl.col("src_net").alias("nets"),
+        pl.col("first_ts").min(), pl.col("last_ts").max(),
+    )  # fmt: skip
     # The join's keys are of different widths.
-    tables = [frame.with_columns(pl.col("place").cast(pl.Int64)) for frame in (strange, sent, guesses)]
+    tables = [frame.with_columns(pl.col("place").cast(pl.Int64)) for frame in (runs, sent, guesses)]
     rows = tables[0].join(tables[1], on="place", how="left").join(tables[2], on="place", how="left")
     found = []
     for row in rows.sort("place").iter_rows(named=True):
@@ -252,7 +269,8 @@ def _from_strangers(
         if not (signs and (n_msgs or guessed)) and n_msgs < params["min_msgs"]:
             continue
         found.append(row | {
-            "kind": "strange_network", "source": row["src_net"], "nets": [row["src_net"]], "n_msgs": n_msgs,
+            "kind": "strange_network", "source": row["nets"][0],
+            "first_ts": min(row["first_ts"], row["guessed_from"]) if guessed else row["first_ts"], "nets": sorted(row["nets"]), "n_msgs": n_msgs,
             "signs": " ".join(signs) or None, "n_signs": len(signs),
             "severity": "high" if len(signs) >= 2 else "medium" if signs else "low", "confidence": 0.9 if signs else 0.6,
             "normal": f"In {count(row['n_history'], 'day')} before it was never used from there; it shows a new network "

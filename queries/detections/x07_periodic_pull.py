@@ -6,7 +6,7 @@ title = "A machine's identity used on a timer from a new network"
 hypothesis = "A thief who wants all that comes lets a script fetch it, every few hours, from a machine of his own."
 family = "exfiltration"
 severity = "medium"
-tables = ["gaps", "context_days", "change_events", "networks", "tenants"]
+tables = ["gaps", "context_days", "change_events", "first_seen", "networks", "tenants"]
 needs = ["gaps", "context_days"]
 identity = ["tenant_id", "actor_id", "protocol", "source_network", "first_day"]
 explanation = "{actor_id:Name} was used[ at tenant {tenant_id}] from {source_networks:nets} {rhythm}, {first_seen:span}: {n_uses:count use} on {n_days:count day}[, {n_items:some item}][, {n_bytes:size}]. {normal}[ {remark}]"
@@ -17,6 +17,7 @@ false_positives = [
   "the vendor moves the integration to another network: many tenants show it",
 ]
 blind_spots = [
+  "a new application that was prepared from an administrator's own network: see L05 and T05",
   "a network that the tenant, or many tenants, used before, as that of a VPN provider",
   "every legitimate poller keeps time: only networks that are new to identity and tenant are judged",
   "a timer that runs from the network of the real poller: see X01 and T09",
@@ -65,7 +66,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from queries.newcomers import fresh
+from queries.newcomers import explained, fresh, is_weak, remark
 from queries.statistics import periodicity
 from queries.text import count
 from transforms.derived.gaps import CENTRES_S, merged
@@ -112,6 +113,7 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
     days = {"first": begin - timedelta(days=params["baseline_days"]), "last": last, "from": begin, "since": since}
     history, share = params["min_history_days"], params["wide_share"]
     new = fresh(con, "src_net", days, history=history, wide_share=share)
+    new = new.filter(~explained(new))
     if new.is_empty():
         return pl.DataFrame()
     con.register("x07_fresh", new.to_arrow())
@@ -164,17 +166,14 @@ def _described(found: pl.DataFrame) -> pl.DataFrame:
         else f"In {count((row['first_day'] - row['begins']).days, 'day')} before it was never used from there."
         for row in found.iter_rows(named=True)
     ]
-    weak = pl.any_horizontal(pl.col("is_wide", "has_change", "is_new_tenant").fill_null(value=False))
-    remark = (
-        pl.when("is_wide")
-        .then(pl.lit("Many tenants show the network at once: ask the vendor about a change of infrastructure."))
-        .when("has_change")
-        .then(pl.lit("An administrator prepared it within 30 days before."))
+    weak = pl.Series([is_weak(row) for row in found.iter_rows(named=True)]) | found["is_new_tenant"].fill_null(
+        value=False
     )
+    remarks = [remark(row, "network") for row in found.iter_rows(named=True)]
     return found.with_columns(
         pl.Series("rhythm", rhythm),
         pl.Series("normal", normal),
-        remark.alias("remark"),
+        pl.Series("remark", remarks, pl.String),
         pl.when(weak).then(pl.lit("low")).otherwise(pl.lit("medium")).alias("severity"),
         pl.col("score").alias("confidence"),
         pl.when(pl.col("n_new") >= 2).then(2.0).otherwise(1.0).alias("impact"),

@@ -76,7 +76,7 @@ with changes as (
     from change_events
     where date >= cast($window_from as date) and date <= cast($window_to as date) and ts >= $window_from and ts < $window_to
         and outcome <> 'failure' and coalesce(actor_type, '') <> 'system'
-        and op in ('audit_bypass', 'audit_setting', 'licence', 'retention', 'policy', 'connector', 'mailbox_setting')
+        and op in ('audit_bypass', 'audit_setting', 'licence', 'retention', 'connector')
 ),
 
 licences as (
@@ -115,9 +115,6 @@ classed as (
                 regexp_matches(c.setting, '(?:litigationholdenabled|singleitemrecoveryenabled)=\$?false|retaindeleteditemsfor=(?:0|1)[.:]')
                 or regexp_matches(c.op_raw, '^(?:remove|disable)-.*(?:retention|hold)')
             ) then 'retention_cut'
-            when c.op = 'policy' and regexp_matches(
-                c.op_raw, '^(?:remove|disable)-(?:dlp|antiphish|malwarefilter|safe|hostedcontentfilter|atp|protectionalert|activityalert)'
-            ) then 'protection_off'
         end as kind
     from changes as c
     left join licences as l on c.event_uid = l.event_uid
@@ -283,7 +280,6 @@ select *, false as is_declared, if(kind = 'source_silent', null, nullif(object_i
         when 'audit_licence_lost' then 'The licence that holds the advanced audit was taken from'
         when 'connector_log_off' then 'The protocol log of a connector was switched off:'
         when 'retention_cut' then 'What is kept of deleted mail was cut:'
-        when 'protection_off' then 'A policy that protects mail was removed:'
         else 'Nothing of ' || object_id || ' was logged for ' || n_hours || ' hours'
     end as what,
     case
@@ -295,7 +291,7 @@ select *, false as is_declared, if(kind = 'source_silent', null, nullif(object_i
         when is_silent then 'critical'
         when kind in ('audit_bypass', 'audit_off') then 'high'
         when kind in ('mailbox_audit_off', 'audit_plan_off') then if(is_vip, 'high', 'medium')
-        when kind in ('audit_licence_lost', 'connector_log_off', 'protection_off') then if(is_vip, 'medium', 'low')
+        when kind in ('audit_licence_lost', 'connector_log_off') then if(is_vip, 'medium', 'low')
         when kind = 'source_silent' then if(silent_kind = 'protocol', 'medium', 'low')
         else 'low'
     end as severity,

@@ -1,6 +1,7 @@
 """How attackers behave, whatever they do: pace, hours, and how they walk through mailboxes."""
 
 import random
+from collections import defaultdict
 from dataclasses import dataclass
 
 from flows.world.model import DAY, Tenant, jitter
@@ -79,9 +80,22 @@ def served(tenant: Tenant, rng: random.Random, count: int, *, chiefs: bool) -> l
     return wanted + rng.sample(others, min(max(0, count - len(wanted)), len(others)))
 
 
-def spree(how: Manner, boxes: list[str]) -> str:
-    """The detection that the walk should set off: many mailboxes at once, or one new mailbox after the other."""
-    return "M01" if how.pace == "burst" and len(boxes) > 8 else "M02"
+def spree(sessions: list[tuple[float, list[Visit]]], tenant: Tenant, *, from_inside: bool = False) -> list[str]:
+    """What the walk should set off by definition: M01, many at once, or else M02, one new mailbox after the other.
+
+    The application opens three mailboxes a day: three times as many are a burst. Of new ones ten on five days are slow
+    enumeration, from a network that the application never used four within two days. Fewer are neither.
+    """
+    by_day, first = defaultdict[int, set[str]](set), dict[str, int]()
+    for _, visits in sessions:
+        for ts, box, *_ in visits:
+            by_day[int(ts // DAY)].add(box)
+            first.setdefault(box, int(ts // DAY))
+    if max(map(len, by_day.values())) > 8:
+        return ["M01"]
+    new = [day for box, day in first.items() if box not in tenant.scope]
+    slow = len(new) >= 10 and len(set(new)) >= 5 if from_inside else len(new) >= 4 and len(by_day) >= 2
+    return ["M02"] if slow else []
 
 
 def inside(stage: Stage, rng: random.Random, tenant: Tenant) -> Place:

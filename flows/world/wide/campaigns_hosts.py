@@ -46,7 +46,8 @@ def carried_out(stage: Stage) -> None:
             stage,
             tenant,
             stage.rng("E", 0),
-            stage.step("E1-guess", tenant, f"pw:{route}", route, ["L04", "X05"], paths="mx1"),
+            # X05 judges what is sent: the guesses before are one of its signs.
+            stage.step("E1-guess", tenant, f"pw:{route}", route, ["L04"], paths="mx1"),
         )
         at = first - jitter(rng, 1, 20) * 3600
         for number in range(rng.randrange(5, 9)):
@@ -95,9 +96,7 @@ def directory_recon(stage: Stage) -> None:
     boxes = attack.served(tenant, rng, rng.randrange(4, 14), chiefs=rng.random() < 0.5)
     found = ["L03", "T01", "T02", "T08", *(["L01"] if later is place else [])]
     if "m365" in tenant.services:
-        _as_application(
-            stage, tenant, "F2-read", later, how, boxes, begin, max(4, days - 4), [*found, attack.spree(how, boxes)]
-        )
+        _as_application(stage, tenant, "F2-read", later, how, boxes, begin, max(4, days - 4), found)
         return
     account, name = f"svc-northgate@{tenant.domain}", agent(rng)
     found.append("M05")
@@ -124,7 +123,7 @@ def directory_recon(stage: Stage) -> None:
 def _as_application(
     stage: Stage, tenant: Tenant, step: str, place: Place, how: attack.Manner, boxes: list[str], begin: float,
     days: int,
-    detections: list[str], *, name: str = "",
+    detections: list[str], *, name: str = "", again: bool = False,
 ) -> None:  # fmt: skip
     """Mailboxes are read with the vendor's application and the certificate of the time."""
     rng = stage.rng("as", step, tenant.tenant_id)
@@ -144,7 +143,10 @@ def _as_application(
         set[str](),
         name or client(rng),
     )
-    for start, visits in attack.walk(stage, rng, how, boxes, begin, days):
+    sessions = attack.walk(stage, rng, how, boxes, begin, days)
+    if not again:
+        stage.steps[-1]["detections"] = [*detections, *attack.spree(sessions, tenant)]
+    for start, visits in sessions:
         where = place.at(pen.rng)
         pen.app_signin(start - jitter(rng, 10, 60), current, where)
         for at, box, count, folder in visits:
@@ -165,9 +167,7 @@ def come_back(stage: Stage) -> None:
     boxes = attack.served(tenant, rng, rng.randrange(3, 12), chiefs=rng.random() < 0.4)
     before = min(6, max(1, int((moved - started) // DAY) - 1))
     quiet = attack.Manner("slow" if how.pace == "slow" else "steady", how.hour, how.spread, how.thorough)
-    _as_application(
-        stage, tenant, "G1-before", place, quiet, boxes, started, before, ["T01", "T02", "T08", "M02"], name=name
-    )
+    _as_application(stage, tenant, "G1-before", place, quiet, boxes, started, before, ["T01", "T02", "T08"], name=name)
     stage.compromised[old.thumbprint] = started - DAY, revoked
     works = rng.random() < 0.3  # the revocation did not take effect in this tenant
     label = stage.step(
@@ -183,5 +183,5 @@ def come_back(stage: Stage) -> None:
         again = place if rng.random() < 0.7 else Place(place.nets, tuple(rng.sample(range(3, 250), 2)))
         assert stage.cert(tenant, begin) is new
         _as_application(
-            stage, tenant, "G3-new", again, how, boxes, begin, left, ["E05", "T01", "T02", "T08"], name=name
+            stage, tenant, "G3-new", again, how, boxes, begin, left, ["E05", "T01", "T02", "T08"], name=name, again=True
         )
