@@ -176,7 +176,7 @@ units as (
 ),
 
 unit_names as (
-    select unit_id, tenant_key, changed_day, unnest(ids) as id from units
+    select unit_id, tenant_key, changed_day, ts, unnest(ids) as id from units
 ),
 
 uses as (
@@ -192,7 +192,7 @@ uses as (
 ),
 
 named_uses as (
-    select use_id, date, coalesce(tenant_id, '') as tenant_key, unnest(list_distinct([principal_id, app_id])) as id from uses
+    select use_id, date, first_ts, coalesce(tenant_id, '') as tenant_key, unnest(list_distinct([principal_id, app_id])) as id from uses
 ),
 
 -- The same row may be named by both ids of one beneficiary.
@@ -204,11 +204,10 @@ linked as (
         inner join named_uses as d
             on n.id = d.id and n.tenant_key = d.tenant_key
             and d.date >= n.changed_day - cast($baseline_days as integer)
-            and d.date <= n.changed_day + cast($slow_days as integer) + 1
+            and d.first_ts <= n.ts + to_days(cast($slow_days as integer))
     ) as l
     inner join units as t using (unit_id)
     inner join uses as u using (use_id)
-    where u.first_ts <= t.ts + to_days(cast($slow_days as integer))
 ),
 
 -- A permission for an account of the gateway that its binding begins with.
