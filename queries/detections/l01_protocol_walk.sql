@@ -39,6 +39,7 @@ parameters = [
   { name = "fast_hours", default = 72, help = "hours within which a walk counts in full" },
   { name = "slow_days", default = 30, help = "days within which a slow walk still counts" },
   { name = "new_tenant_days", default = 30, help = "days after onboarding in which a walk is set-up work rather than an intrusion" },
+  { name = "known_days", default = 14, help = "days since when the tenant must have known one of the accounts for networks of one autonomous system to count as one source" },
   { name = "max_change_rate", default = 0.05, help = "new networks a day above which a sign-in with its own interface from a new one is ordinary" },
 ]
 
@@ -103,10 +104,29 @@ known_to_users as (
     group by entity_id, attr_value
 ),
 
+actor_starts as (
+    select tenant_id, coalesce(principal_id, app_id) as actor_id, min(first_ts) as first_ts
+    from service_use
+    where outcome = 'success'
+    group by tenant_id, coalesce(principal_id, app_id)
+),
+
+-- Where an account that the tenant knew came in: a new application in the same data centre is somebody else.
+entered as (
+    select distinct u.tenant_id, u.src_net
+    from service_use as u
+    inner join first_nets as n on u.tenant_id = n.tenant_id and u.src_net = n.src_net
+    inner join actor_starts as s
+        on u.tenant_id = s.tenant_id and coalesce(u.principal_id, u.app_id) = s.actor_id
+        and s.first_ts < n.first_ts - to_days(cast($known_days as integer))
+    where n.first_ts >= $window_from
+),
+
 new_nets as (
     select n.tenant_id, n.src_net, n.first_ts,
-        if(a.first_ts >= $window_from and ka.attr_value is null, 'AS' || n.src_asn, n.src_net) as source
+        if(a.first_ts >= $window_from and ka.attr_value is null and e.src_net is not null, 'AS' || n.src_asn, n.src_net) as source
     from first_nets as n
+    left join entered as e on n.tenant_id = e.tenant_id and n.src_net = e.src_net
     left join first_asns as a on n.tenant_id = a.tenant_id and n.src_asn = a.src_asn
     left join known_longer as ka
         on n.tenant_id = ka.tenant_id and ka.attr_type = 'src_asn' and cast(n.src_asn as varchar) = ka.attr_value
