@@ -105,7 +105,7 @@ habit_days as (
         count(distinct a.first_day) filter (where a.first_day >= h.begins + cast($burn_in_days as integer)) as k
     from (select distinct tenant_id, principal_id, first_day from asked where first_ts >= $window_from) as n
     inner join habits as h on n.tenant_id is not distinct from h.tenant_id and n.principal_id = h.principal_id
-    inner join entry_days as s on n.tenant_id is not distinct from s.tenant_id and n.principal_id = s.principal_id and s.date < n.first_day
+    inner join entry_days as s on n.tenant_id is not distinct from s.tenant_id and n.principal_id = s.principal_id and n.first_day > s.date
     left join (select distinct tenant_id, principal_id, first_day from asked where filter_class <> '') as a
         on s.tenant_id is not distinct from a.tenant_id and s.principal_id = a.principal_id and s.date = a.first_day
     group by n.tenant_id, n.principal_id, n.first_day

@@ -110,7 +110,7 @@ covered as (
 
 -- Reading from where the account never signed in: a gap in the log would leave out what is usual as well.
 strange as (
-    select distinct u.tenant_key, u.entity_id, u.date
+    select u.tenant_key, u.entity_id, u.date
     from uses as u
     where not u.is_signin and u.src_net is not null
     group by u.tenant_key, u.entity_id, u.date
@@ -208,7 +208,8 @@ pasts as (
 )
 
 select nullif(d.tenant_key, '') as tenant_id, d.entity_id, d.first_day, d.first_seen, d.last_seen, d.n_days, d.n_ops, d.n_items,
-    d.protocols, d.principal_ids, d.app_ids, d.actor_ids, d.source_networks, d.evidence_networks, d.client_fps, d.is_service, $token_hours as token_hours,
+    d.protocols, d.principal_ids, d.app_ids, d.actor_ids, d.source_networks, d.evidence_networks, d.client_fps, d.is_service,
+    $token_hours as token_hours,
     false as is_declared, cast(null as boolean) as is_declared_net,
     if(
         p.n_signed_in > 0, 'On ' || p.n_signed_in || if(p.n_signed_in = 1, ' day', ' days') || ' before it signed in.',
