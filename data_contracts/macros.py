@@ -58,8 +58,8 @@ where date >= first_day and date <= last_day
         or principal_id in (select h.principal_id from held_principals() as h)
     )
 """,
-    # Credentials and accounts that the reference tables announce, and from when to when, with some days of grace: a rotation,
-    # or a binding that begins. `tenant_key` is '' for all tenants.
+    # Credentials and accounts that the reference tables announce, and from when to when, with days of grace:
+    # a rotation, or a binding that begins. `tenant_key` is '' for all tenants.
     "announced(days)": """table
 select name, coalesce(tenant_id, '') as tenant_key,
     coalesce(begins - to_days(cast(days as integer)), timestamptz '-infinity') as begins,
