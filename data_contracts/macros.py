@@ -72,6 +72,25 @@ where date >= first_day and date <= last_day
         or principal_id in (select h.principal_id from held_principals() as h)
     )
 """,
+    # Credentials and accounts that the reference tables announce, and from when to when, with days of grace:
+    # a rotation, or a binding that begins. `tenant_key` is '' for all tenants.
+    "announced(days)": """table
+select name, coalesce(tenant_id, '') as tenant_key,
+    coalesce(begins - to_days(cast(days as integer)), timestamptz '-infinity') as begins,
+    coalesce(ends + to_days(cast(days as integer)), timestamptz 'infinity') as ends
+from (
+    select lower(o.replaced_by) as name, null as tenant_id, coalesce(n.not_before, n.first_known) as begins,
+        o.revoked_at as ends
+    from credentials as o
+    left join credentials as n on lower(o.replaced_by) = lower(n.credential_id)
+    union all
+    select lower(new_credential_id), tenant_id, planned_at, greatest(revoke_planned_at, reported_done_at) from rotations
+    union all
+    select lower(unnest([credential_id, key_id, principal_id])), tenant_id, valid_from, coalesce(valid_from, valid_to)
+    from bindings
+) as a
+where name is not null
+""",
 }
 """Signature to body, in the order in which they build on one another."""
 
@@ -82,6 +101,7 @@ _READS = {
     "held_principals": {"bindings"},
     "replaced_credentials": {"credentials"},
     "service_days": {"context_days", "credentials", "bindings"},
+    "announced": {"credentials", "rotations", "bindings"},
 }
 
 

@@ -17,6 +17,7 @@ blind_spots = [
   "a walk that uses another network for each protocol",
   "a source that the tenant's service accounts used before",
   "ordinary users: their networks change too often",
+  "a thief within a network that the vendor declares as its own, with clients that the tenant knows",
   "protocols whose logs were not ingested",
 ]
 runbook = [
@@ -38,6 +39,7 @@ parameters = [
   { name = "fast_hours", default = 72, help = "hours within which a walk counts in full" },
   { name = "slow_days", default = 30, help = "days within which a slow walk still counts" },
   { name = "new_tenant_days", default = 30, help = "days after onboarding in which a walk is set-up work rather than an intrusion" },
+  { name = "known_days", default = 14, help = "days since when the tenant must have known one of the accounts for networks of one autonomous system to count as one source" },
   { name = "max_change_rate", default = 0.05, help = "new networks a day above which a sign-in with its own interface from a new one is ordinary" },
 ]
 
@@ -102,10 +104,29 @@ known_to_users as (
     group by entity_id, attr_value
 ),
 
+actor_starts as (
+    select tenant_id, coalesce(principal_id, app_id) as actor_id, min(first_ts) as first_ts
+    from service_use
+    where outcome = 'success'
+    group by tenant_id, coalesce(principal_id, app_id)
+),
+
+-- Where an account that the tenant knew came in: a new application in the same data centre is somebody else.
+entered as (
+    select distinct u.tenant_id, u.src_net
+    from service_use as u
+    inner join first_nets as n on u.tenant_id = n.tenant_id and u.src_net = n.src_net
+    inner join actor_starts as s
+        on u.tenant_id = s.tenant_id and coalesce(u.principal_id, u.app_id) = s.actor_id
+        and s.first_ts < n.first_ts - to_days(cast($known_days as integer))
+    where n.first_ts >= $window_from
+),
+
 new_nets as (
     select n.tenant_id, n.src_net, n.first_ts,
-        if(a.first_ts >= $window_from and ka.attr_value is null, 'AS' || n.src_asn, n.src_net) as source
+        if(a.first_ts >= $window_from and ka.attr_value is null and e.src_net is not null, 'AS' || n.src_asn, n.src_net) as source
     from first_nets as n
+    left join entered as e on n.tenant_id = e.tenant_id and n.src_net = e.src_net
     left join first_asns as a on n.tenant_id = a.tenant_id and n.src_asn = a.src_asn
     left join known_longer as ka
         on n.tenant_id = ka.tenant_id and ka.attr_type = 'src_asn' and cast(n.src_asn as varchar) = ka.attr_value
@@ -226,6 +247,7 @@ described as (
         list(distinct u.client_fp order by u.client_fp) filter (where u.client_fp is not null) as client_fps,
         cast(sum(u.n_ops) as bigint) as n_ops, cast(sum(u.items) as bigint) as n_items,
         bool_and(d.kind is not null or u.src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft')) as is_declared,
+        coalesce(bool_and(coalesce(d.kind, u.src_class) in ('vendor_egress', 'vendor')), false) as is_vendor,
         bool_or(k.first_ts < u.arrived_at and cast(k.first_ts as date) < cast(u.arrived_at as date)) as is_known_to_users,
         bool_or(c.first_ts >= u.arrived_at) as is_new_client
     from new_use as u
@@ -243,7 +265,7 @@ weighed as (
         -- A sign-in with its own interface is how one integration works: alone it tells little more than its new source.
         w.n_ok_legs < 2 and w.n_legs < 3 as is_one_integration,
         a.n_all_tenants >= 10 and p.n_spread > 0.3 * a.n_all_tenants and not coalesce(d.is_new_client, false) as is_wide,
-        coalesce(c.net_change_rate, 0) as net_change_rate
+        c.net_change_rate
     from described as d
     inner join walks as w on d.tenant_id = w.tenant_id and d.source = w.source
     inner join spreads as p on d.source = p.source
@@ -259,8 +281,6 @@ select tenant_id, source, cast(first_seen as date) as first_day, first_seen, las
         ' ',
         if(is_one_integration, 'A sign-in and the interface that it opens count as one step.', null),
         case
-            when is_wide and is_declared
-                then 'This looks like a change of the vendor''s egress: declared network, known clients, many tenants at once.'
             when is_wide then 'Many tenants show it at once, with known clients: ask the vendor about a change of egress.'
             when is_declared and not coalesce(is_new_client, false) then 'No new client was seen.'
             when is_declared then 'The network is declared, but a client is new.'
@@ -281,5 +301,8 @@ select tenant_id, source, cast(first_seen as date) as first_day, first_seen, las
     * if(is_one_integration, 0.5, 1.0) as confidence,
     1.0 as impact
 from weighed
-where not is_one_integration or net_change_rate <= $max_change_rate
+-- The vendor's own network, declared for that time, with the clients that the tenant knows: what all its integrations do.
+where not (is_vendor and not coalesce(is_new_client, false))
+    -- One integration alone is told where it had a place of its own before: a new one is new everywhere (T05, L05).
+    and (not is_one_integration or coalesce(net_change_rate <= $max_change_rate, false))
 order by first_seen, tenant_id, source

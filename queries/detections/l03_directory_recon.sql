@@ -39,7 +39,7 @@ parameters = [
   { name = "baseline_days", default = 60, help = "days before the window that count as history" },
   { name = "min_active_days", default = 14, help = "days with searches that the account must have before" },
   { name = "burn_in_days", default = 7, help = "first days of its history, in which every filter is new" },
-  { name = "max_change_rate", default = 0.05, help = "new filters or bases a day above which a further one says nothing" },
+  { name = "max_change_rate", default = 0.07, help = "days with new filters or bases, of the days before, above which a further one says nothing" },
   { name = "min_entries", default = 5, help = "entries that the new search must have returned" },
   { name = "lift", default = 3.0, help = "how many times the largest day before the entries or the look-ups must be" },
   { name = "min_excess", default = 100, help = "entries or look-ups above the largest day before" },
@@ -74,6 +74,13 @@ with searches as (
         and principal_id is not null
 ),
 
+entry_days as (
+    select tenant_id, principal_id, date, sum(n_searches) as n_searches, sum(entries) as entries,
+        list(distinct src_net) filter (where src_net is not null) as nets, min(first_ts) as first_ts, max(last_ts) as last_ts
+    from searches
+    group by tenant_id, principal_id, date
+),
+
 -- What the searches of an account ask for, and where: new is what it never asked in its history.
 asked as (
     select tenant_id, principal_id, filter_class, ldap_base, min(date) as first_day, min(first_ts) as first_ts
@@ -88,14 +95,20 @@ accounts as (
 ),
 
 habits as (
-    select a.tenant_id, a.principal_id, any_value(c.begins) as begins, any_value(c.n_before) as n_before,
-        count(distinct a.first_day) filter (
-            where a.first_day >= c.begins + cast($burn_in_days as integer) and a.first_day < cast($window_from as date)
-        ) as k
-    from asked as a
-    inner join accounts as c on a.tenant_id is not distinct from c.tenant_id and a.principal_id = c.principal_id
-    where c.n_before >= $min_active_days
-    group by a.tenant_id, a.principal_id
+    select * from accounts where n_before >= $min_active_days
+),
+
+-- Judged by what was known on the day, the days of the window before it included.
+habit_days as (
+    select n.tenant_id, n.principal_id, n.first_day,
+        count(distinct s.date) filter (where s.date >= h.begins + cast($burn_in_days as integer)) as n_days,
+        count(distinct a.first_day) filter (where a.first_day >= h.begins + cast($burn_in_days as integer)) as k
+    from (select distinct tenant_id, principal_id, first_day from asked where first_ts >= $window_from) as n
+    inner join habits as h on n.tenant_id is not distinct from h.tenant_id and n.principal_id = h.principal_id
+    inner join entry_days as s on n.tenant_id is not distinct from s.tenant_id and n.principal_id = s.principal_id and n.first_day > s.date
+    left join (select distinct tenant_id, principal_id, first_day from asked where filter_class <> '') as a
+        on s.tenant_id is not distinct from a.tenant_id and s.principal_id = a.principal_id and s.date = a.first_day
+    group by n.tenant_id, n.principal_id, n.first_day
 ),
 
 new_searches as (
@@ -104,9 +117,10 @@ new_searches as (
     inner join asked as a
         on s.tenant_id is not distinct from a.tenant_id and s.principal_id = a.principal_id and s.filter_class = a.filter_class
         and s.ldap_base = a.ldap_base
-    inner join habits as h on s.tenant_id is not distinct from h.tenant_id and s.principal_id = h.principal_id
-    where a.first_ts >= $window_from and s.date < a.first_day + 3 and s.entries >= $min_entries
-        and (h.k + 0.5) / greatest(h.n_before - $burn_in_days + 1, 1) <= $max_change_rate
+    inner join habit_days as h
+        on s.tenant_id is not distinct from h.tenant_id and s.principal_id = h.principal_id and a.first_day = h.first_day
+    where a.first_ts >= $window_from and s.filter_class <> '' and s.date < a.first_day + 3 and s.entries >= $min_entries
+        and (h.k + 0.5) / (h.n_days + 1) <= $max_change_rate
 ),
 
 -- A synchronisation whose filter was changed: the new one stays, the old ones end.
@@ -125,13 +139,6 @@ changed_syncs as (
 ),
 
 -- Far more entries than on any day before.
-entry_days as (
-    select tenant_id, principal_id, date, sum(n_searches) as n_searches, sum(entries) as entries,
-        list(distinct src_net) filter (where src_net is not null) as nets, min(first_ts) as first_ts, max(last_ts) as last_ts
-    from searches
-    group by tenant_id, principal_id, date
-),
-
 large_days as (
     select d.*
     from (
@@ -233,7 +240,7 @@ follow_ups as (
     inner join new_edges as e
         on g.tenant_id = e.tenant_id and g.first_seen <= e.first_ts and g.first_seen + to_days(cast($follow_days as integer)) >= e.first_ts
         and (
-            list_contains(g.source_networks, e.src_net) or g.principal_id = e.actor_id
+            (g.is_new_net and list_contains(g.source_networks, e.src_net)) or g.principal_id = e.actor_id
             or regexp_extract(lower(g.principal_id), '(?:^(?:cn|uid)=|\\)([^,\\]+)', 1) = split_part(e.actor_id, '@', 1)
         )
     group by g.tenant_id, g.principal_id, e.actor_id

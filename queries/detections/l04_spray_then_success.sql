@@ -237,7 +237,7 @@ successes as (
         on u.principal_id = k.principal_id and u.src_net = k.src_net and c.first_ts - to_days(1) > k.first_ts
     left join first_protocols as p on u.principal_id = p.principal_id and u.protocol = p.protocol
     where u.date >= cast($window_from as date) and u.date <= cast($window_to as date)
-        and u.outcome = 'success' and k.principal_id is null
+        and u.outcome = 'success' and u.principal_id is not null and k.principal_id is null
         and case c.level
             when 'net' then u.src_net = c.source
             when 'asn' then 'AS' || u.src_asn = c.source

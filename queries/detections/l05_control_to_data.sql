@@ -4,7 +4,7 @@ title = "A new key or permission is used to read mail"
 hypothesis = "Who adds a key, a permission or a role to get at mail uses it soon."
 family = "lateral_movement"
 severity = "high"
-tables = ["change_events", "context_days", "edge_days", "first_seen", "credentials", "bindings", "mailboxes", "tenants"]
+tables = ["change_events", "context_days", "edge_days", "first_seen", "credentials", "bindings", "rotations", "mailboxes", "tenants"]
 needs = []
 identity = ["tenant_id", "kind", "beneficiary", "changed_day"]
 explanation = "{beneficiary:Name} got {granted} on {changed_at}[ from {changed_by}] and used it to read mail, {hours:count hour} later at first: {first_seen:span}, {n_ops:ops}[ on {n_items:some item}][ in {n_mailboxes:some mailbox/mailboxes}][ from {source_networks:nets}].[ {remark}]"
@@ -27,7 +27,6 @@ runbook = [
   "`mailbox_id`: list the mailboxes that the beneficiary opened in the 30 days after the change, and those of the 90 days before",
   "`src_net`: compare the networks of the actor on the day of the change with those of the 90 days before",
 ]
-
 attack = [
   { technique = "T1098.001", name = "Additional Cloud Credentials", tactics = ["persistence", "privilege-escalation"] },
   { technique = "T1098.002", name = "Additional Email Delegate Permissions", tactics = ["persistence", "privilege-escalation"] },
@@ -35,7 +34,6 @@ attack = [
   { technique = "T1550.001", name = "Application Access Token", tactics = ["lateral-movement"] },
   { technique = "T1114.002", name = "Remote Email Collection", tactics = ["collection"] },
 ]
-
 parameters = [
   { name = "baseline_days", default = 90, help = "days before the change that count as history, at most" },
   { name = "fast_hours", default = 72, help = "hours between change and use within which a finding counts in full" },
@@ -44,9 +42,11 @@ parameters = [
   { name = "lift", default = 5.0, help = "how many times the reading of the 28 days before that of the 7 days after must be" },
   { name = "min_excess", default = 50, help = "operations above the usual week that a jump must have" },
   { name = "max_change_rate", default = 0.05, help = "new networks a day above which a further new network of an application says nothing" },
-  { name = "many_mailboxes", default = 5, help = "mailboxes given to one account within a day from which it is not everyday delegation" },
+  { name = "many_mailboxes", default = 5, help = "mailboxes given to one account within a day, or read by a new application, from which it is not everyday life" },
+  { name = "rotation_days", default = 14, help = "days before and after its dates in which an announced rotation, or a binding that begins, explains a change" },
+  { name = "most_changes", default = 100, help = "changes, and keys, that a finding lists at most" },
+  { name = "known_days", default = 14, help = "days for which who makes a change must have used the network for it to be the usual place" },
 ]
-
 [[requires]]
 sql = "select exists (select 1 from change_events where date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date))"
 reason = "no directory or administrator audit of the window or the $slow_days days before was ingested: no change of keys, consents, roles or permissions is known"
@@ -54,11 +54,9 @@ reason = "no directory or administrator audit of the window or the $slow_days da
 [[branches]]
 name = "keys and permissions of applications"
 needs = ["context_days"]
-
 [[branches]]
 name = "roles and mailboxes given to accounts"
 needs = ["edge_days"]
-
 [evidence]
 table = "access_events"
 where = "outcome = 'success'"
@@ -71,8 +69,7 @@ with changes as (
         regexp_replace(lower(target_id), '^(application|serviceprincipal)_', '') as target_id, actor_type,
         lower(coalesce(new_value, '')) as setting
     from change_events
-    where date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date)
-        and outcome <> 'failure'
+    where outcome <> 'failure' and date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date)
         and op in ('add_credential', 'update_credential', 'consent', 'add_app_role', 'add_role', 'mailbox_permission')
 ),
 
@@ -92,50 +89,59 @@ grants as (
 
 -- To whom a role or a mailbox was given.
 delegations as (
-    select *,
-        if(op = 'add_role', 'role', 'mailbox') as kind,
-        coalesce(
-            nullif(regexp_extract(setting, '(?:^|; )(?:user|trustee|member|securitygroup)=([^;]*)', 1), ''),
-            if(op = 'add_role', target_id, null)
-        ) as grantee
+    select *, if(op = 'add_role', 'role', 'mailbox') as kind,
+        nullif(regexp_extract(setting, '(?:^|; )(?:user|trustee|member|securitygroup)=([^;]*)', 1), '') as named,
+        coalesce(named, if(op = 'add_role', target_id, null)) as grantee
     from changes
-    where (
-            op = 'add_role' and regexp_matches(
+    where (op = 'add_role'
+            and regexp_matches(
                 setting, 'applicationimpersonation|(company|global|exchange) administrator|tenantadmins|organization management'
-            )
-        )
+            ))
         or (op = 'mailbox_permission' and coalesce(actor_type, '') <> 'system' and regexp_matches(setting, 'fullaccess|readpermission'))
 ),
 
 -- Whose a key is stands in the sign-ins; whose a permission is stands in the change.
 key_users as (
-    select k.event_uid, k.ts, k.credential_id, u.tenant_id, u.id
-    from keys as k
-    inner join (
-        select credential_id, tenant_id, unnest([principal_id, app_id]) as id, max(last_ts) as last_ts
-        from context_days
-        where date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date)
-            and outcome = 'success'
-            and credential_id in (select o.credential_id from keys as o)
-        group by credential_id, tenant_id, principal_id, app_id
-    ) as u on k.credential_id = u.credential_id and k.ts <= u.last_ts
-    where u.id is not null
+    select credential_id, tenant_id, max(last_ts) as last_ts, list_sort(list_distinct(flatten(list([principal_id, app_id])))) as ids
+    from context_days
+    where date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date)
+        and outcome = 'success' and credential_id in (select k.credential_id from keys as k)
+        and coalesce(principal_id, app_id) is not null
+    group by credential_id, tenant_id
 ),
 
 beneficiaries as (
-    select distinct 'key' as kind, event_uid, ts, tenant_id, id, credential_id from key_users
+    select k.kind, k.event_uid, k.ts, k.credential_id, coalesce(u.tenant_id, k.tenant_id) as tenant_id,
+        coalesce(u.ids, [k.target_id]) as ids
+    from keys as k
+    left join key_users as u on k.credential_id = u.credential_id and k.ts <= u.last_ts
     union all
-    select kind, event_uid, ts, tenant_id, target_id as id, credential_id
-    from keys
-    where target_id is not null and event_uid not in (select o.event_uid from key_users as o)
-    union all
-    select kind, event_uid, ts, tenant_id, target_id as id, credential_id
-    from grants
-    where target_id is not null
+    select kind, event_uid, ts, credential_id, tenant_id, [target_id] as ids from grants
+),
+
+-- What the reference tables announce; the audit names a key by its id in Entra, or by its thumbprint.
+announced_keys as (
+    select distinct k.event_uid
+    from keys as k
+    inner join announced($rotation_days) as a
+        on k.credential_id = a.name and k.ts between a.begins and a.ends and a.tenant_key in ('', coalesce(k.tenant_id, ''))
+),
+
+-- The changes of a day for one beneficiary are one: there may be thousands.
+units as (
+    select row_number() over () as unit_id, kind, coalesce(tenant_id, '') as tenant_key, ids, cast(ts as date) as changed_day,
+        event_uid in (select a.event_uid from announced_keys as a) as is_planned, min(ts) as ts, list(event_uid) as event_uids,
+        list(distinct credential_id) filter (where credential_id is not null) as new_keys
+    from beneficiaries
+    group by kind, tenant_key, ids, changed_day, is_planned
+),
+
+unit_names as (
+    select unit_id, tenant_key, changed_day, ts, unnest(ids) as id from units
 ),
 
 uses as (
-    select row_number() over () as use_id, date, tenant_id, protocol, principal_id, app_id, credential_id, src_net, client_fp,
+    select row_number() over () as use_id, date, tenant_id, protocol, principal_id, app_id, credential_id, src_net, src_class, client_fp,
         n_ops, items, first_ts, last_ts,
         protocol in ('ews', 'graph', 'imap', 'pop3', 'mapi', 'eas', 'owa', 'exchange')
         and action not in ('signin', 'auth', 'bind', 'connect', 'probe', 'config', 'proxy') as is_data
@@ -143,159 +149,149 @@ uses as (
     where date >= cast($window_from as date) - cast($baseline_days as integer) - cast($slow_days as integer)
         and date <= cast($window_to as date) and outcome = 'success' and action <> 'probe'
         and principal_type is distinct from 'user'
-        and (principal_id in (select b.id from beneficiaries as b) or app_id in (select b.id from beneficiaries as b))
+        and (principal_id in (select n.id from unit_names as n) or app_id in (select n.id from unit_names as n))
 ),
 
-named_uses as (
-    select principal_id as id, * from uses where principal_id is not null
-    union all
-    select app_id as id, * from uses where app_id is not null and app_id is distinct from principal_id
-),
-
--- The same row may be named by both ids of one beneficiary. Only what is near a change is joined: there may be thousands.
+-- The same row may be named by both ids of one beneficiary.
 linked as (
-    select l.event_uid, l.kind, l.ts, l.new_key, u.*
+    select l.unit_id, t.kind, t.ts, t.new_keys, t.is_planned, u.*
     from (
-        select distinct b.event_uid, b.kind, b.ts, b.credential_id as new_key, n.use_id
-        from beneficiaries as b
-        inner join named_uses as n
-            on b.id = n.id and coalesce(b.tenant_id, '') = coalesce(n.tenant_id, '')
-            and cast(b.ts as date) - cast($baseline_days as integer) <= n.date
-            and b.ts + to_days(cast($slow_days as integer)) >= n.first_ts
+        select distinct n.unit_id, d.use_id
+        from unit_names as n
+        inner join (
+            select use_id, date, first_ts, coalesce(tenant_id, '') as tenant_key, unnest([principal_id, app_id]) as id from uses
+        ) as d
+            on n.id = d.id and n.tenant_key = d.tenant_key
+            and d.date >= n.changed_day - cast($baseline_days as integer)
+            and d.first_ts <= n.ts + to_days(cast($slow_days as integer))
     ) as l
-    inner join uses as u on l.use_id = u.use_id
+    inner join units as t using (unit_id)
+    inner join uses as u using (use_id)
 ),
 
-history_days as (
-    select event_uid, tenant_id, date, src_net, max(last_ts) as last_ts,
-        coalesce(sum(n_ops) filter (where is_data and date >= cast(ts as date) - 28), 0) as n_recent
-    from linked
-    where date < cast(ts as date)
-    group by event_uid, tenant_id, date, src_net
+-- A permission for an account of the gateway that its binding begins with.
+announced_units as (
+    select distinct l.unit_id
+    from (select unit_id, ts, tenant_id, principal_id from linked where kind = 'permission') as l
+    inner join announced($rotation_days) as a
+        on l.principal_id = a.name and l.ts between a.begins and a.ends and a.tenant_key in ('', coalesce(l.tenant_id, ''))
 ),
 
 histories as (
-    select event_uid, tenant_id, count(distinct date) as n_days, max(last_ts) as last_before, count(distinct src_net) as n_nets,
-        list(distinct src_net) filter (where src_net is not null) as nets, sum(n_recent) / 4.0 as usual_week
-    from history_days
-    group by event_uid, tenant_id
+    select unit_id, count(distinct date) as n_days, max(last_ts) as last_before, count(distinct src_net) as n_nets,
+        list(distinct src_net) filter (where src_net is not null) as nets,
+        coalesce(sum(n_ops) filter (where is_data and date >= cast(ts as date) - 28), 0) / 4.0 as usual_week
+    from linked
+    where date < cast(ts as date)
+    group by unit_id
 ),
 
 -- Reading by the beneficiary after the change; what another key demonstrably did is not the new key's.
 readings as (
     select l.*, h.last_before, coalesce(h.usual_week, 0) as usual_week,
-        coalesce(
-            h.n_days >= 14 and (h.n_nets - 0.5) / (h.n_days + 1) <= $max_change_rate and not list_contains(h.nets, l.src_net),
-            false
-        ) as is_new_net
+        h.n_days >= 14 and (h.n_nets - 0.5) / (h.n_days + 1) <= $max_change_rate and not list_contains(h.nets, l.src_net) as new_net,
+        coalesce(new_net, false) as is_new_net, coalesce(l.src_class, '') not in ('vendor_egress', 'vendor') as is_foreign
     from linked as l
-    left join histories as h on l.event_uid = h.event_uid and l.tenant_id is not distinct from h.tenant_id
-    where l.is_data and l.last_ts >= l.ts and l.first_ts <= l.ts + to_days(cast($slow_days as integer))
-        and (l.kind <> 'key' or coalesce(l.credential_id, l.new_key) = l.new_key)
+    left join histories as h using (unit_id)
+    where l.is_data and l.last_ts >= l.ts
+        and (l.kind <> 'key' or l.credential_id is null or list_contains(l.new_keys, l.credential_id))
 ),
 
 app_totals as (
-    select event_uid, tenant_id, kind, new_key,
+    select unit_id, kind, is_planned,
         coalesce(min(greatest(first_ts, ts)) filter (where is_new_net), min(greatest(first_ts, ts))) as first_seen,
-        bool_or(is_new_net) as has_new_net,
-        bool_and(last_before is null) as is_first_use,
+        bool_or(is_new_net) as has_new_net, bool_or(is_foreign) as is_foreign, bool_and(last_before is null) as is_first_use,
         bool_and(coalesce(last_before < ts - to_days(cast($dormant_days as integer)), true)) as is_dormant,
         coalesce(sum(n_ops) filter (where date < cast(ts as date) + 7), 0)
         >= greatest($lift * max(usual_week), max(usual_week) + $min_excess) as is_jump
     from readings
-    group by event_uid, tenant_id, kind, new_key
+    group by unit_id, kind, is_planned
 ),
 
--- A rotation that the reference tables announce, from the usual servers, is what should happen.
-planned as (
-    select lower(replaced_by) as credential_id from credentials where replaced_by is not null
-    union
-    select lower(credential_id) from bindings where credential_id is not null
-),
-
+-- What the reference tables announce for that time, from the usual servers or the vendor's own, is what should happen.
 app_hits as (
     select *
     from app_totals
     where first_seen >= $window_from
         and (is_dormant or (kind = 'key' and (has_new_net or is_jump)))
-        and not (kind = 'key' and not has_new_net and new_key in (select p.credential_id from planned as p))
+        and (has_new_net or (is_first_use and is_foreign) or not (is_planned or unit_id in (select a.unit_id from announced_units as a)))
 ),
 
 app_rows as (
-    select h.event_uid, h.kind, h.tenant_id, h.first_seen, h.has_new_net, h.is_first_use, h.is_dormant, h.is_jump, c.ts,
-        c.actor_id as changed_by, c.changer_net, c.credential_id, coalesce(r.principal_id, r.app_id) as beneficiary,
-        r.principal_id, r.app_id, r.src_net, r.client_fp, r.protocol, r.n_ops, r.items, r.last_ts
+    select h.unit_id, h.kind, r.tenant_id, h.first_seen, h.has_new_net, h.is_first_use, h.is_dormant, h.is_jump, r.ts, r.use_id,
+        coalesce(r.principal_id, r.app_id) as beneficiary, r.principal_id, r.app_id, r.src_net, r.client_fp, r.protocol, r.n_ops, r.items,
+        r.last_ts
     from app_hits as h
-    inner join changes as c on h.event_uid = c.event_uid
-    inner join readings as r on h.event_uid = r.event_uid and h.tenant_id is not distinct from r.tenant_id and h.kind = r.kind
+    inner join readings as r using (unit_id)
     where r.is_new_net or not h.has_new_net
 ),
 
--- Mailboxes of others that an account opened after it got the role or the mailbox, and never before.
-edges as (
-    select tenant_id, actor_id, mailbox_id, src_net, protocol, credential_id, app_id, sum(n_ops) as n_ops, sum(items) as items,
-        min(first_ts) as first_ts, max(last_ts) as last_ts
-    from edge_days
-    where date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date)
-        and (actor_id in (select d.grantee from delegations as d)
-            or split_part(actor_id, '@', 1) in (select d.grantee from delegations as d))
-        and coalesce(logon_type, '') <> 'owner'
-    group by all
+-- Mailboxes of others that an account opened after it got the role (for any mailbox: '') or the mailbox, and never before.
+given_to as (
+    select -row_number() over () as unit_id, kind, coalesce(tenant_id, '') as tenant_key, grantee,
+        if(kind = 'role', '', target_id) as box, cast(ts as date) as changed_day, min(ts) as ts, list(event_uid) as event_uids,
+        list_distinct(list(actor_id)) as actor_ids
+    from delegations
+    where grantee is not null
+    group by kind, tenant_key, grantee, box, changed_day
 ),
 
-edges_before as (
-    select distinct actor_id, mailbox_id
+-- An audit may write the full name or the part before the @.
+edges as (
+    select -row_number() over () as use_id, tenant_id, coalesce(tenant_id, '') as tenant_key, actor_id, mailbox_id, src_net, protocol,
+        credential_id, app_id, sum(n_ops) as n_ops, sum(items) as items, min(first_ts) as first_ts, max(last_ts) as last_ts,
+        min(min(first_ts)) over (partition by tenant_id, actor_id, mailbox_id) as begins,
+        list_distinct([actor_id, split_part(actor_id, '@', 1)]) as names,
+        list_distinct([mailbox_id, split_part(mailbox_id, '@', 1), '']) as boxes
     from edge_days
     where date >= cast($window_from as date) - cast($baseline_days as integer) - cast($slow_days as integer)
-        and date < cast($window_from as date) - cast($slow_days as integer)
-        and actor_id in (select e.actor_id from edges as e)
+        and date <= cast($window_to as date) and coalesce(logon_type, '') <> 'owner'
+        and (actor_id in (select g.grantee from given_to as g) or split_part(actor_id, '@', 1) in (select g.grantee from given_to as g))
+    group by tenant_id, actor_id, mailbox_id, src_net, protocol, credential_id, app_id
 ),
 
 opened as (
-    select d.event_uid, d.kind, d.ts, d.actor_id as changed_by, d.changer_net, e.*,
-        coalesce(m.vip, false) or m.kind = 'journal' as is_sensitive, d.actor_id in (d.grantee, e.actor_id) as is_self
-    from delegations as d
-    inner join edges as e
-        on (d.grantee = e.actor_id or d.grantee = split_part(e.actor_id, '@', 1)) and d.tenant_id is not distinct from e.tenant_id
-        and d.ts <= e.first_ts and d.ts + to_days(cast($slow_days as integer)) >= e.first_ts
-        and (d.kind = 'role' or d.target_id = e.mailbox_id or d.target_id = split_part(e.mailbox_id, '@', 1))
+    select d.unit_id, d.kind, d.ts, d.changed_day, list_has_any(d.actor_ids, [d.grantee, e.actor_id]) as is_self,
+        coalesce(m.vip or m.kind = 'journal', false) as is_sensitive, e.*
+    from (
+        select g.unit_id, n.use_id
+        from given_to as g
+        inner join (
+            select use_id, tenant_key, name, unnest(boxes) as box
+            from (select use_id, tenant_key, boxes, unnest(names) as name from edges) as o
+        ) as n on g.grantee = n.name and g.box = n.box and g.tenant_key = n.tenant_key
+        group by g.unit_id, n.use_id
+    ) as l
+    inner join given_to as d on l.unit_id = d.unit_id
+    inner join edges as e on l.use_id = e.use_id
     left join mailboxes as m on e.mailbox_id = lower(m.mailbox_id)
-    where e.first_ts >= $window_from
-        and not exists (select 1 from edges_before as o where o.actor_id = e.actor_id and o.mailbox_id = e.mailbox_id)
-        and not exists (
-            select 1 from edges as o where e.actor_id = o.actor_id and e.mailbox_id = o.mailbox_id and d.ts > o.first_ts
-        )
+    where e.first_ts >= $window_from and d.ts <= e.begins and d.ts + to_days(cast($slow_days as integer)) >= e.first_ts
 ),
 
 -- Delegation of one mailbox to a colleague is everyday life.
 unusual_delegations as (
-    select kind, tenant_id, actor_id, cast(ts as date) as changed_day
+    select kind, tenant_key, actor_id, changed_day
     from opened
-    group by kind, tenant_id, actor_id, cast(ts as date)
+    group by kind, tenant_key, actor_id, changed_day
     having bool_or(is_self) or count(distinct mailbox_id) >= if(kind = 'role', 2, $many_mailboxes)
         or (bool_or(is_sensitive) and count(distinct mailbox_id) >= 2)
 ),
 
 all_rows as (
-    select *, cast(null as varchar) as mailbox_id, false as is_self, false as is_sensitive from app_rows
+    select *, null as mailbox_id, false as is_self, false as is_sensitive from app_rows
     union all by name
-    select o.event_uid, o.kind, o.tenant_id, o.actor_id as beneficiary, o.ts, o.changed_by, o.changer_net,
-        o.first_ts as first_seen, o.last_ts, o.actor_id as principal_id, o.app_id, o.src_net, o.protocol,
-        o.n_ops, o.items, false as has_new_net, true as is_first_use, false as is_dormant,
-        false as is_jump, o.mailbox_id, o.is_self, o.is_sensitive
+    select o.unit_id, o.kind, o.tenant_id, o.actor_id as beneficiary, o.ts, o.use_id, o.first_ts as first_seen, o.last_ts,
+        o.actor_id as principal_id, o.app_id, o.src_net, o.protocol, o.n_ops, o.items, false as has_new_net, true as is_first_use,
+        false as is_dormant, false as is_jump, o.mailbox_id, o.is_self, o.is_sensitive
     from opened as o
-    inner join unusual_delegations as d
-        on o.kind = d.kind and o.tenant_id is not distinct from d.tenant_id and o.actor_id = d.actor_id
-        and cast(o.ts as date) = d.changed_day
+    semi join unusual_delegations using (kind, tenant_key, actor_id, changed_day)
 ),
 
--- Several changes for one beneficiary on a day are one.
+-- Several changes for one beneficiary on a day are one, and one use may follow several of them.
 grouped as (
-    select tenant_id, if(kind = 'permission', 'key', kind) as kind, beneficiary, cast(ts as date) as changed_day,
-        min(ts) as changed_at, max(changed_by) as changed_by, max(changer_net) as changer_net,
-        list(distinct event_uid order by event_uid) as change_uids, list(distinct kind order by kind) as kinds,
+    select row_number() over () as group_id, tenant_id, group_kind as kind, beneficiary, changed_day, min(ts) as changed_at,
+        list(distinct unit_id) as unit_ids, list(distinct kind order by kind) as kinds,
         min(first_seen) as first_seen, max(last_ts) as last_seen,
-        list(distinct credential_id order by credential_id) filter (where credential_id is not null) as credential_ids,
         list(distinct principal_id order by principal_id) filter (where principal_id is not null) as principal_ids,
         list(distinct app_id order by app_id) filter (where app_id is not null) as app_ids,
         list(distinct coalesce(principal_id, app_id)) as actor_ids,
@@ -303,62 +299,100 @@ grouped as (
         list(distinct src_net order by src_net) as evidence_networks,
         list(distinct client_fp order by client_fp) filter (where client_fp is not null) as client_fps,
         list(distinct mailbox_id order by mailbox_id) filter (where mailbox_id is not null) as mailboxes,
-        list(distinct protocol order by protocol) as protocols, cast(sum(n_ops) as bigint) as n_ops, cast(sum(items) as bigint) as n_items,
+        list(distinct protocol order by protocol) as protocols,
+        cast(list_sum(map_values(map_from_entries(list(distinct row(use_id, n_ops))))) as bigint) as n_ops,
+        cast(list_sum(map_values(map_from_entries(list(distinct row(use_id, items))))) as bigint) as n_items,
         bool_or(has_new_net) as has_new_net, bool_and(is_first_use) as is_first_use, bool_and(is_dormant) as is_dormant,
         bool_or(is_jump) as is_jump, bool_or(is_self) as is_self, bool_or(is_sensitive) as is_sensitive
-    from all_rows
-    group by all
+    from (select *, if(kind = 'permission', 'key', kind) as group_kind, cast(ts as date) as changed_day from all_rows) as r
+    group by tenant_id, group_kind, beneficiary, changed_day
 ),
 
--- The changer's own network, new to the changer.
-changers as (
-    select g.changed_by, g.changer_net, min(f.first_ts) as first_ts, min(f.first_any) as first_any
-    from (select distinct changed_by, changer_net from grouped where changer_net is not null) as g
-    inner join (
-        select entity_id, attr_value, first_ts, min(first_ts) over (partition by entity_id) as first_any
-        from first_seen
-        where entity_type = 'principal' and attr_type = 'src_net' and date <= cast($window_to as date)
-            and entity_id in (select o.changed_by from grouped as o)
-    ) as f on g.changed_by = f.entity_id and g.changer_net = f.attr_value
-    group by g.changed_by, g.changer_net
+places as (
+    select entity_id, attr_value as src_net, min(first_ts) as first_ts, min(min(first_ts)) over (partition by entity_id) as first_any
+    from first_seen
+    where entity_type = 'principal' and attr_type = 'src_net' and date <= cast($window_to as date)
+        and entity_id in (select c.actor_id from changes as c)
+    group by entity_id, attr_value
+),
+
+-- Whether who made the changes was where that account usually is, or where it had hardly been before.
+placed as (
+    select c.*, coalesce(k.first_ts < c.ts - to_days(cast($known_days as integer)), false) as is_usual,
+        coalesce(k.first_ts >= c.ts - to_hours(cast($fast_hours as integer)) and k.first_any < c.ts - to_days(7), false) as is_new
+    from changes as c
+    left join places as k on c.actor_id = k.entity_id and c.changer_net = k.src_net
+),
+
+group_changes as (
+    select e.group_id, list(c.event_uid order by c.ts, c.event_uid)[:$most_changes] as change_uids,
+        list_sort(list_distinct(list(c.credential_id)))[:$most_changes] as credential_ids,
+        arg_max(c.actor_id, (c.is_new, c.ts)) as changed_by, arg_max(c.changer_net, (c.is_new, c.ts)) as changer_net,
+        bool_or(c.is_new) as is_new_changer_net, bool_and(c.is_usual) as is_usual_changer
+    from (
+        select distinct g.group_id, unnest(u.event_uids) as event_uid
+        from (select group_id, unnest(unit_ids) as unit_id from grouped) as g
+        inner join (
+            select unit_id, event_uids from units
+            union all
+            select unit_id, event_uids from given_to
+        ) as u on g.unit_id = u.unit_id
+    ) as e
+    inner join placed as c on e.event_uid = c.event_uid
+    group by e.group_id
+),
+
+-- What an application opened in the days after, where the mail's own audit tells.
+reach as (
+    select g.group_id, count(distinct e.mailbox_id) as n_read, bool_or(coalesce(m.vip or m.kind = 'journal', false)) as is_sensitive
+    from (select group_id, changed_day, tenant_id, unnest(list_concat(actor_ids, app_ids)) as id from grouped where kind = 'key') as g
+    inner join edge_days as e on g.id = e.actor_id and g.tenant_id is not distinct from e.tenant_id and g.changed_day <= e.date
+    left join mailboxes as m on e.mailbox_id = lower(m.mailbox_id)
+    where e.date >= cast($window_from as date) - cast($slow_days as integer) and e.date <= cast($window_to as date)
+    group by g.group_id
+),
+
+told as (
+    select g.*, c.change_uids, c.credential_ids, c.changed_by, c.changer_net, c.is_new_changer_net,
+        coalesce(t.onboarded_at > g.changed_at - to_days(30), false) as is_new_tenant,
+        c.is_usual_changer and g.is_first_use and coalesce(r.n_read < $many_mailboxes and not r.is_sensitive, false) as is_plain_setup
+    from grouped as g
+    inner join group_changes as c on g.group_id = c.group_id
+    left join reach as r on g.group_id = r.group_id
+    left join tenants as t on g.tenant_id = t.tenant_id
 )
 
-select g.*, g.first_seen - g.changed_at <= to_hours(cast($fast_hours as integer)) as is_fast,
-    cast(date_diff('hour', g.changed_at, g.first_seen) as bigint) as hours, cast(len(g.mailboxes) as bigint) as n_mailboxes,
+select * exclude (group_id, unit_ids, is_new_tenant, is_plain_setup),
+    first_seen - changed_at <= to_hours(cast($fast_hours as integer)) as is_fast,
+    cast(date_diff('hour', changed_at, first_seen) as bigint) as hours, cast(len(mailboxes) as bigint) as n_mailboxes,
     false as is_declared, cast(null as boolean) as is_declared_net, true as is_service,
     case
-        when g.kinds = ['permission'] then 'a permission to read mail'
-        when g.kinds = ['key'] then 'a new key'
-        when g.kind = 'key' then 'a key and a permission to read mail'
-        when g.kind = 'role' then 'an administrative role'
+        when kinds = ['permission'] then 'a permission to read mail'
+        when kinds = ['key'] then 'a new key'
+        when kind = 'key' then 'a key and a permission to read mail'
+        when kind = 'role' then 'an administrative role'
         else 'access to the mailbox'
     end as granted,
-    coalesce(c.first_ts >= g.changed_at - to_days(1) and c.first_any < g.changed_at - to_days(21), false) as is_new_changer_net,
     concat_ws(
         ' ',
         case
-            when g.is_self then 'The account gave it to itself.'
-            when g.has_new_net then 'The network is new to the application.'
-            when g.kind = 'key' and g.is_first_use then 'The application had never been used before.'
-            when g.is_dormant then 'The application had not been used for a long time.'
-            when g.is_jump then 'The reading is a multiple of what is usual.'
+            when is_self then 'The account gave it to itself.'
+            when has_new_net then 'The network is new to the application.'
+            when kind = 'key' and is_first_use then 'The application had never been used before.'
+            when is_dormant then 'The application had not been used for a long time.'
+            when is_jump then 'The reading is a multiple of what is usual.'
         end,
-        if(
-            c.first_ts >= g.changed_at - to_days(1) and c.first_any < g.changed_at - to_days(21),
-            'The change came from a network that is new to who made it.', null
-        ),
-        if(t.onboarded_at > g.changed_at - to_days(30), 'The tenant was onboarded shortly before.', null)
+        if(is_new_changer_net, 'The change came from a network that is new to who made it.', null),
+        if(is_new_tenant, 'The tenant was onboarded shortly before.', null)
     ) as remark,
     case
-        when t.onboarded_at > g.changed_at - to_days(30) then 'low'
-        when c.first_ts >= g.changed_at - to_days(1) and c.first_any < g.changed_at - to_days(21) then 'high'
-        when g.has_new_net or g.is_self or (g.is_dormant and not g.is_first_use) then 'high'
+        when is_new_tenant then 'low'
+        when is_new_changer_net or has_new_net or is_self or (is_dormant and not is_first_use) then 'high'
         else 'medium'
     end as severity,
-    if(g.first_seen - g.changed_at <= to_hours(cast($fast_hours as integer)), 1.0, 0.7)
-    * if(g.kind = 'mailbox' and not g.is_self, 0.6, 1.0) as confidence,
-    if(g.is_sensitive or len(g.mailboxes) >= 5, 1.5, 1.0) as impact
-from grouped as g
-left join changers as c on g.changed_by = c.changed_by and g.changer_net = c.changer_net
-left join tenants as t on g.tenant_id = t.tenant_id
-order by g.first_seen, g.tenant_id, g.beneficiary
+    if(is_fast, 1.0, 0.7) * if(kind = 'mailbox' and not is_self, 0.6, 1.0) as confidence,
+    if(is_sensitive or len(mailboxes) >= 5, 1.5, 1.0) as impact
+from told
+-- Set up by its administrator at his usual place, and reading a few mailboxes that are nobody's in particular.
+where not is_plain_setup
+order by first_seen, tenant_id, beneficiary

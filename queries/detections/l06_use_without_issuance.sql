@@ -38,9 +38,9 @@ parameters = [
   { name = "baseline_days", default = 30, help = "days before the window from which the usual rate is taken" },
   { name = "token_hours", default = 28, help = "longest life of a token: a sign-in so long before is enough" },
   { name = "max_unmatched", default = 0.01, help = "share of account-days without sign-in in the baseline, at most, for the rule to mean anything" },
-  { name = "min_account_days", default = 50, help = "account-days that the baseline must hold" },
+  { name = "min_account_days", default = 30, help = "account-days that the baseline must hold" },
   { name = "min_ops", default = 5, help = "operations on a day, at least" },
-  { name = "max_share", default = 0.05, help = "share of the day's accounts that may lack a sign-in: more is a gap in the log" },
+  { name = "max_share", default = 0.05, help = "share of the day's accounts that may lack a sign-in where they usually are: more is a gap in the log" },
   { name = "min_coverage", default = 0.5, help = "share of the usual number of accounts that must have signed in on the day" },
 ]
 
@@ -54,14 +54,14 @@ reason = "nowhere are the sign-ins complete: of each tenant there are fewer than
 
 [[subjects]]
 part = "days of the window"
-sql = "select not exists (select 1 from reading_days semi join classes using (tenant_key, is_service) where date >= cast($window_from as date) and n_unmatched > greatest(1, $max_share * n_accounts))"
+sql = "select not exists (select 1 from reading_days semi join classes using (tenant_key, is_service) where date >= cast($window_from as date) and n_at_home > greatest(1, $max_share * n_accounts))"
 reason = "on some days of the window too many accounts (above a share of $max_share) read without a sign-in: the sign-ins have a gap, and these days say nothing"
 
 [evidence]
 table = "access_events"
 where = "outcome = 'success' and protocol <> 'oauth'"
 time = ["first_seen", "last_seen"]
-match = { tenant_id = "tenant_id", "coalesce(principal_id, app_id)" = "actor_ids" }
+match = { tenant_id = "tenant_id", "coalesce(principal_id, app_id)" = "actor_ids", src_net = "evidence_networks" }
 ---*/
 -- A service is named by its application where the log has it: mail audit and sign-ins name its principal differently.
 with uses as (
@@ -108,10 +108,22 @@ covered as (
     where s.last_ts >= r.first_ts - to_hours(cast($token_hours as integer)) and s.first_ts <= r.last_ts + to_minutes(5)
 ),
 
+-- Reading from where the account never signed in: a gap in the log would leave out what is usual as well.
+strange as (
+    select u.tenant_key, u.entity_id, u.date
+    from uses as u
+    where not u.is_signin and u.src_net is not null
+    group by u.tenant_key, u.entity_id, u.date
+    having not bool_or((u.tenant_key, u.entity_id, u.src_net) in (
+        select (o.tenant_key, o.entity_id, o.src_net) from uses as o where o.is_signin and o.src_net is not null
+    ))
+),
+
 matched as (
-    select r.*, c.entity_id is not null as has_sign_in
+    select r.*, c.entity_id is not null as has_sign_in, s.entity_id is not null as is_strange
     from readings as r
     left join covered as c using (tenant_key, entity_id, date)
+    left join strange as s using (tenant_key, entity_id, date)
 ),
 
 -- Where reading without a sign-in is common, the logs lack sign-ins.
@@ -124,7 +136,8 @@ classes as (
 ),
 
 reading_days as (
-    select tenant_key, is_service, date, count(*) as n_accounts, count(*) filter (where not has_sign_in) as n_unmatched
+    select tenant_key, is_service, date, count(*) as n_accounts, count(*) filter (where not has_sign_in) as n_unmatched,
+        count(*) filter (where not has_sign_in and not is_strange) as n_at_home
     from matched
     group by tenant_key, is_service, date
 ),
@@ -149,7 +162,8 @@ unmatched as (
     left join sign_in_usual as u
         on m.tenant_key = u.tenant_key and m.is_service = u.is_service and u.is_weekend = (isodow(m.date) >= 6)
     where not m.has_sign_in and m.n_ops >= $min_ops and m.last_ts >= $window_from
-        and d.n_unmatched <= greatest(1, $max_share * d.n_accounts)
+        -- A service signs in every day; a person at the usual place whose sign-in lacks is most often a gap.
+        and d.n_at_home <= greatest(if(m.is_service, 1, 0), $max_share * d.n_accounts)
         -- Others of the same kind signed in as usual; where there is none, nothing vouches for the log.
         and coalesce(s.n_accounts, 0) >= greatest(1, $min_coverage * coalesce(u.n_usual, 1))
 ),
@@ -177,6 +191,7 @@ described as (
         list(distinct u.app_id order by u.app_id) filter (where u.app_id is not null and s.is_service) as app_ids,
         list(distinct coalesce(u.principal_id, u.app_id)) as actor_ids,
         list(distinct u.src_net order by u.src_net) filter (where u.src_net is not null) as source_networks,
+        list(distinct u.src_net) as evidence_networks,
         list(distinct u.client_fp order by u.client_fp) filter (where u.client_fp is not null) as client_fps
     from spans as s
     inner join runs as r using (tenant_key, entity_id, is_service, run)
@@ -193,7 +208,8 @@ pasts as (
 )
 
 select nullif(d.tenant_key, '') as tenant_id, d.entity_id, d.first_day, d.first_seen, d.last_seen, d.n_days, d.n_ops, d.n_items,
-    d.protocols, d.principal_ids, d.app_ids, d.actor_ids, d.source_networks, d.client_fps, d.is_service, $token_hours as token_hours,
+    d.protocols, d.principal_ids, d.app_ids, d.actor_ids, d.source_networks, d.evidence_networks, d.client_fps, d.is_service,
+    $token_hours as token_hours,
     false as is_declared, cast(null as boolean) as is_declared_net,
     if(
         p.n_signed_in > 0, 'On ' || p.n_signed_in || if(p.n_signed_in = 1, ' day', ' days') || ' before it signed in.',

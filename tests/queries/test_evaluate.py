@@ -241,7 +241,8 @@ def test_options() -> None:
     assert (whole.seeds, len(run.state())) == (20, 16)
     assert (
         run.command(whole)
-        == "python -m tests.evaluate.run --seeds 20 --tenants 14 --days 45 --campaigns ABCDEFG --daily 10 --robustness"
+        == "python -m tests.evaluate.run --seeds 20 --tenants 14 --null-seeds 20 --null-tenants 14 --days 45 "
+        "--campaigns ABCDEFG --daily 10 --robustness"
     )
 
 
@@ -258,8 +259,8 @@ def test_a_world_that_is_kept_is_not_made_again(tmp_path: Path, monkeypatch: pyt
     assert first == again
     assert [(line["seed"], line["kind"]) for line in first] == [
         (1, "incident"),
-        (1, "null"),
         (2, "incident"),
+        (1, "null"),
         (2, "null"),
     ]
     assert sorted(item["with_replay"] for item in made) == [False, False, False, True]

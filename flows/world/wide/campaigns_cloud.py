@@ -127,7 +127,8 @@ def sprayed_password(stage: Stage) -> None:
         stage,
         tenant,
         stage.rng("C", 2),
-        stage.step("C2-entry", tenant, None, user.address, ["L04"], paths="entra"),
+        # One or two rows among dozens: of an ordinary user, and of a spray whose evidence is its failures.
+        stage.step("C2-entry", tenant, None, user.address, [], paths="entra"),
     )
     entry.user_signin(entered, user, homes.at(rng))
     entry.user_signin(entered + jitter(rng, 100, 4000), user, base.at(rng), interactive=False)
@@ -139,7 +140,7 @@ def _takeover(stage: Stage, tenant: Tenant, user: User, base: Place, ts: float, 
     rng = stage.rng("C", "takeover")
     rest = rng.random() < 0.5
     app = cast.registered(rng, rng.choice(APP_NAMES), client=client(rng, rest=rest), api_id=GRAPH if rest else "")
-    label = stage.step("C3-grant", tenant, app.key_id, app.sp_id, ["L05"], app_id=app.app_id, paths="audit")
+    label = stage.step("C3-grant", tenant, app.key_id, app.sp_id, [], app_id=app.app_id, paths="audit")
     stage.steps[-1]["principals"] = [user.address, app.sp_id]
     old = stage.crm.get(tenant.tenant_id) or stage.backups.get(tenant.tenant_id)
     if old and rng.random() < 0.7:  # an application that is already trusted gets one more secret

@@ -46,8 +46,8 @@ def carried_out(stage: Stage) -> None:
             stage,
             tenant,
             stage.rng("E", 0),
-            # X05 judges what is sent: the guesses before are one of its signs.
-            stage.step("E1-guess", tenant, f"pw:{route}", route, ["L04"], paths="mx1"),
+            # X05 judges what is sent, the guesses before are one of its signs; one account is no spray for L04.
+            stage.step("E1-guess", tenant, f"pw:{route}", route, [], paths="mx1"),
         )
         at = first - jitter(rng, 1, 20) * 3600
         for number in range(rng.randrange(5, 9)):
@@ -94,7 +94,7 @@ def directory_recon(stage: Stage) -> None:
     later = place if rng.random() < 0.6 else stranger(rng, stage.pool)
     begin = ts - ts % DAY + rng.randrange(1, 4) * DAY
     boxes = attack.served(tenant, rng, rng.randrange(4, 14), chiefs=rng.random() < 0.5)
-    found = ["L03", "T01", "T02", "T08", *(["L01"] if later is place else [])]
+    found = ["T01", "T02", "T08", *(["L01"] if later is place else [])]
     if "m365" in tenant.services:
         _as_application(stage, tenant, "F2-read", later, how, boxes, begin, max(4, days - 4), found)
         return

@@ -83,16 +83,18 @@ def _pentest(stage: Stage) -> None:
     if pen.logs.ldap:
         pen.ldap(ts + 1500, place.at(rng), dn=f"uid={tester.address.split('@')[0]},ou=people,{base_dn(tenant)}",
                  searches=[(base_dn(tenant), "(objectClass=*)", len(tenant.users) + 30)])  # fmt: skip
-    allow(
-        stage,
-        tenant,
-        place,
-        "*",
-        "signin;auth;bind;search;get_item",
-        begin - 3600,
-        begin + 2 * DAY,
-        "penetration test, statement of work 12",
-    )
+    # A rule names whom it is about: accounts by address, and by their place in the directory.
+    for who in (f"*@{tenant.domain}", f"uid=*,ou=people,{base_dn(tenant)}"):
+        allow(
+            stage,
+            tenant,
+            place,
+            who,
+            "signin;auth;bind;search;get_item",
+            begin - 3600,
+            begin + 2 * DAY,
+            "penetration test, statement of work 12",
+        )
     stage.harmless(
         "N10-pentest",
         "a penetration test in its declared window",
