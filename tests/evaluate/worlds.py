@@ -49,7 +49,8 @@ def labels_kept() -> Iterator[Places]:
     def keep(name: str, member: str | None, text: str) -> None:
         offset = 0
         for line in text.split("\n"):
-            label = labels.get(line) or labels.get(line.rstrip("\r,"))
+            bare = line.removesuffix("\r")
+            label = labels.get(bare) or labels.get(bare.removesuffix(","))  # a comma: between the objects of an array
             if label:
                 places[name, member].append((offset, label))
             offset += len(line.encode()) + 1
