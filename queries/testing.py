@@ -115,7 +115,7 @@ def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConne
     import duckdb
     import polars as pl
 
-    con = duckdb.connect()
+    con = duckdb.connect(config={"threads": 1})  # a few rows: more threads would only wait for one another
     con.execute("set timezone = 'UTC'")
     for name in names():
         columns = ", ".join(f'"{column.name}" {column.type}' for column in contract(name).columns)

@@ -88,7 +88,8 @@ recent_use as (
         and outcome in ('success', 'failure') and action <> 'probe' and src_net is not null
 ),
 
--- A pattern that names everybody declares nothing.
+-- A context with a name declares where that account comes from. A pattern for many does so for services; people it only
+-- allows to come from there too. One that names everybody declares nothing.
 patterns as (
     select distinct lower(principal_pattern) as principal_pattern
     from contexts
@@ -96,9 +97,11 @@ patterns as (
 ),
 
 patterned as (
-    select u.principal_id, p.principal_pattern
-    from (select distinct principal_id from recent_use where principal_id is not null) as u
+    select distinct u.principal_id, p.principal_pattern
+    from (select distinct principal_id, principal_type from recent_use where principal_id is not null) as u
     inner join patterns as p on u.principal_id glob p.principal_pattern
+    where not regexp_matches(p.principal_pattern, '[*?\[]')
+        or u.principal_type in ('service_principal', 'service_account', 'computer')
 ),
 
 declaring_contexts as (

@@ -1,4 +1,4 @@
-"""Every detection has cases that fire and near misses; all of them hold."""
+"""Every detection has cases that fire and near misses; all of them hold, and what is found is told in plain words."""
 
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -6,10 +6,26 @@ from pathlib import Path
 import pytest
 
 from queries import catalogue, engine
+from queries.cases import Surroundings, build
+from queries.findings import ENTITIES, Finding
 from queries.testing import SKIPPED, CaseFile, database, judge_outcome, read_cases
+from queries.wording import heading
 
 FOLDER = Path(__file__).parents[1] / "cases"
 DETECTIONS = {detection.id: detection for detection in catalogue.load()}
+INTERNAL = (
+    "(s)",
+    "unknown",
+    "surprise",
+    "Class:",
+    "_network",
+    "fan_out",
+    "infrastructure_change",
+    "None",
+    "{",
+    "[",
+    "  ",
+)
 CASES = [case for path in sorted(FOLDER.glob("*.toml")) for case in read_cases(path)]
 
 
@@ -30,6 +46,23 @@ def test_case(case: CaseFile) -> None:
     shown = [{name: facts.get(name) for name in want} for want, facts in zip(case.expect, got, strict=False)]
     assert shown == case.expect
     assert len(got) == len(case.expect), got
+    told_in_plain_words(found)
+
+
+def told_in_plain_words(found: list[Finding]) -> None:
+    for told in build(found, Surroundings(), 10):
+        answer = told.to_dict()
+        for entry, finding in zip(answer["findings"], told.findings, strict=True):
+            entities = {key: list(finding.entities[key]) for key in ENTITIES}
+            entry |= {"title": finding.title, "severity": finding.severity, "entities": entities}
+        line = heading(answer)
+        assert len(line) <= 120
+        assert len(told.summary.split()) <= 125
+        sentences = [text for finding in told.findings for text in (finding.explanation, finding.step, finding.why)]
+        for text in (line, told.summary, *filter(None, sentences)):
+            assert text[0].isupper() or text[0].isdigit()
+            assert "Also found" not in text
+            assert not [word for word in INTERNAL if word in text], text
 
 
 @pytest.mark.parametrize("detection", DETECTIONS.values(), ids=DETECTIONS)
