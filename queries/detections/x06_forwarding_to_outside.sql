@@ -1,6 +1,6 @@
 /*---
 id = "X06"
-title = "Mail is sent on to an address outside"
+title = "Mail is sent outside, hidden or deleted by a rule"
 hypothesis = "A rule, a forwarding, a journal rule or a connector takes mail out for as long as nobody looks at it."
 family = "exfiltration"
 severity = "high"
