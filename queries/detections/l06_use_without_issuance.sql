@@ -45,7 +45,7 @@ parameters = [
 ]
 
 [[requires]]
-sql = "select exists (select 1 from context_days where protocol = 'oauth' and outcome = 'success')"
+sql = "select exists (select 1 from context_days where date >= cast($window_from as date) - 90 and date <= cast($window_to as date) and protocol = 'oauth' and outcome = 'success')"
 reason = "no sign-ins were ingested: nothing tells for which use a token was issued"
 
 [[subjects]]

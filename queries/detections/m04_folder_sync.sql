@@ -40,7 +40,7 @@ parameters = [
 ]
 
 [[requires]]
-sql = "select exists(select 1 from edge_days where access_kind is not null) or exists(select 1 from access_events where access_kind is not null)"
+sql = "select exists(select 1 from edge_days where date >= cast($window_from as date) - 90 and date <= cast($window_to as date) and access_kind is not null) or exists(select 1 from access_events where date >= cast($window_from as date) - 90 and date <= cast($window_to as date) and access_kind is not null)"
 reason = "no log tells synchronised folders from single items (MailItemsAccessed does)"
 
 [[subjects]]

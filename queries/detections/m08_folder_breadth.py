@@ -44,7 +44,7 @@ parameters = [
 ]
 
 [[requires]]
-sql = "select exists(select 1 from access_events where folders is not null)"
+sql = "select exists(select 1 from access_events where date >= cast($window_from as date) - 90 and date <= cast($window_to as date) and folders is not null)"
 reason = "no log names the folders of the items that were read"
 
 [[subjects]]

@@ -40,7 +40,7 @@ parameters = [
 ]
 
 [[requires]]
-sql = "select count(distinct tenant_id) >= 2 from context_days"
+sql = "select count(distinct tenant_id) >= 2 from context_days where date >= cast($window_from as date) - 90 and date <= cast($window_to as date)"
 reason = "fewer than two tenants are told apart in context_days"
 
 [[subjects]]

@@ -45,7 +45,7 @@ parameters = [
 ]
 
 [[requires]]
-sql = "select exists (select 1 from context_days where app_id is not null)"
+sql = "select exists (select 1 from context_days where date >= cast($window_from as date) - 90 and date <= cast($window_to as date) and app_id is not null)"
 reason = "no row of context_days names an application"
 
 [[subjects]]
