@@ -260,7 +260,7 @@ WORDS = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20).map
                 "subject": WORDS,
                 "quoted": st.sampled_from(["", '" sender="x@y.example', "\\", "]", ' GUID="']),
                 "ip": st.ip_addresses().map(str),
-                "threat": LOCAL,
+                "threat": LOCAL.map("https://{}.example".format),
             }
         ),
         min_size=1,
