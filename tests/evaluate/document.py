@@ -5,7 +5,7 @@ from typing import Any
 
 from queries.catalogue import catalogue
 from tests.evaluate.baselines import METHODS, NAMES
-from tests.evaluate.figures import BUDGETS, FAMILIES, OURS
+from tests.evaluate.figures import BUDGETS, FAMILIES, OURS, SEEN
 from tests.evaluate.judge import RULE
 
 
@@ -61,12 +61,22 @@ who made the detections: read this as a test of the machinery and of regressions
   planted (seeds {_seeds(worlds['null seeds'])}), {days} days, {worlds['events']:,} events in all; {worlds['labelled events']:,} events stem from
   {worlds['labelled records']:,} labelled records, planted or of one of {worlds['harmless events']:,} harmless events that leave any.
 - The hunt looks at the last 30 days of each world, and at none of its first 14. Of {worlds['campaigns']} planted campaigns {worlds['before window']} begin before that.
-- Command: `{answers['command']}`; commit {answers['commit']}; {answers['cores']} cores;
+{_unseen(answers["unseen"])}- Command: `{answers['command']}`; commit {answers['commit']}; {answers['cores']} cores;
   {sum(worlds['seconds'].values()):,} s for the worlds, one after another.
 
 Numbers in brackets are 95 % intervals of a bootstrap over seeds (2,000 draws, seeded).
 
 ![Recall by campaign at both budgets](pictures/evaluation.svg)"""  # fmt: skip
+
+
+def _unseen(fresh: Mapping[str, Any]) -> str:
+    if not fresh["worlds"]:
+        return ""
+    found = " and ".join(f"{n} at {budget} a day" for budget, n in fresh["found"].items())
+    return (
+        f"- While the detections were worked on, worlds with seeds up to {SEEN} were looked at. In the {fresh['worlds']} others "
+        f"{fresh['campaigns']} campaigns are planted;\n  found are {found}.\n"
+    )
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -34,6 +34,7 @@ from tests.evaluate.judge import expected as expected_of
 
 BUDGETS = worlds.BUDGETS
 OURS = "gatehound"
+SEEN = 7  # worlds with seeds up to this were looked at while the detections were worked on
 FAMILIES = {"T": "tenant connections", "M": "mailbox access", "X": "exfiltration", "L": "lateral movement"}
 DRAWS, SEED = 2000, 20260101
 WEIGHTY = ("medium", "high", "critical")
@@ -327,6 +328,17 @@ def figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "families": families(found),
         "detections": detections(found),
         "missed": missed(found),
+        "unseen": unseen(planted),
+    }  # fmt: skip
+
+
+def unseen(planted: Sequence[World]) -> dict[str, Any]:
+    """Campaigns found in the worlds that nobody looked at while the detections were worked on."""
+    fresh = [world for world in planted if world.seed > SEEN]
+    shown = [answered(world, world.findings(), world.groups(), grows=True).outcomes for world in fresh]
+    return {
+        "worlds": len(fresh), "campaigns": sum(len(world.campaigns) for world in fresh),
+        "found": {str(budget): sum(len(outcomes[budget].found) for outcomes in shown) for budget in BUDGETS},
     }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def state(*own: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a mark where files differ from it."""
+    """The commit of the checkout, with a mark where its code differs from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -45,7 +45,8 @@ def commit() -> str:
     head = git("rev-parse", "--short=12", "HEAD")
     if not head:
         return "unknown"
-    return head + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE, "tests/evaluate")
+    return head + (" with changes" if changed else "")
 
 
 def child(module: str, arguments: Any, limit: float = LIMIT) -> Any:
