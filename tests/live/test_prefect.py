@@ -188,7 +188,11 @@ def test_its_artifacts_hold_the_planted_case(server: Server, hunted: dict[str, A
     assert "## What these logs cannot say" in page
     run_id = page.splitlines()[0].removeprefix("# Hunt ")
     findings = Archive.open(server.archive).scan("findings").filter(pl.col("run_id") == run_id).collect()
-    assert set(findings["case_id"]) == {case["case"] for case in cases}
+    shown = {case["case"] for case in cases}
+    assert shown <= set(findings["case_id"])
+    watched = findings.filter(~pl.col("case_id").is_in(shown))
+    assert set(watched["severity"]) <= {"info", "low"}
+    assert (watched.height > 0) == ("watched and not shown" in page)
 
 
 def test_report_is_written_and_shown(
