@@ -62,17 +62,6 @@ def _fits(label: str, pattern: str) -> bool:
 
 
 @dataclass(slots=True)
-class _Stored:
-    """What became of parsed rows that were checked and written."""
-
-    staged: dict[str, list[Staged]] = field(default_factory=dict)
-    quarantine: list[pl.DataFrame] = field(default_factory=list)
-    refused: list[tuple[Source, str, dict[str, int]]] = field(default_factory=list)  # table, reasons with numbers
-    duplicates: list[tuple[Source, str, int]] = field(default_factory=list)
-    spans: list[tuple[Source, datetime | None, datetime | None]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class _Batch:
     """Pieces that are staged, validated and committed together."""
 
@@ -81,26 +70,19 @@ class _Batch:
     rows: int = 0
     bytes: int = 0
     staged: dict[str, list[Staged]] = field(default_factory=dict)
-    writing: "Future[_Stored] | None" = None
+    writing: list[tuple[str, "Future[list[Staged]]"]] = field(default_factory=list)
     quarantine: list[pl.DataFrame] = field(default_factory=list)
     done: dict[str, set[str]] = field(default_factory=dict)  # evidence -> tables that hold it already, after a crash
 
+    def begin(self, stage: "Future[list[Staged]]", table: str) -> None:
+        """Keeps a stage that is under way."""
+        self.writing.append((table, stage))
+
     def settle(self) -> None:
-        """Waits for what is under way, and takes over what became of it."""
-        if self.writing is None:
-            return
-        stored, self.writing = self.writing.result(), None
-        for table, staged in stored.staged.items():
-            self.staged.setdefault(table, []).extend(staged)
-        self.quarantine += stored.quarantine
-        for source, table, reasons in stored.refused:
-            source.counts.events[table] -= sum(reasons.values())
-            source.counts.quarantined.update(reasons)
-        for source, table, number in stored.duplicates:
-            source.counts.events[table] -= number
-            source.counts.duplicates += number
-        for source, low, high in stored.spans:
-            source.counts.span(low, high)
+        """Waits for what is under way."""
+        for table, stage in self.writing:
+            self.staged.setdefault(table, []).extend(stage.result())
+        self.writing.clear()
 
     def tag(self, run_id: str) -> str:
         """What staged files belong to: the piece if it is alone, else the run."""
@@ -219,38 +201,33 @@ class Ingest:
         source.seconds += time.monotonic() - began
 
     def _stage(self, batch: _Batch) -> None:
-        """Checks and writes what is held in the background, so that parsing goes on; one stage is under way at most."""
+        """Writes what is held in the background, so that parsing goes on; one stage is under way at most."""
         batch.settle()
-        if batch.frames:
-            batch.writing = self._writer.submit(self._store, batch, batch.frames)
-        batch.frames, batch.rows = {}, 0
-
-    def _store(self, batch: _Batch, parsed: dict[str, list[pl.DataFrame]]) -> _Stored:
-        """Enriches, checks and writes parsed rows. Changes nothing that the reading thread changes."""
-        stored = _Stored()
-        for table, frames in parsed.items():
-            frame = self._checked(batch, table, pl.concat(frames, how="diagonal_relaxed"), stored)
+        for table, frames in batch.frames.items():
+            frame = self._checked(batch, table, pl.concat(frames, how="diagonal_relaxed"))
             if frame["has_id"].any():
-                frame = self._without_duplicates(batch, table, frame, stored)
+                frame = self._without_duplicates(batch, table, frame)
             frame = frame.drop("has_id")
             if frame.height:
-                stored.staged[table] = self.archive.stage(table, frame, batch.tag(self.run_id))
-        return stored
+                batch.begin(self._writer.submit(self.archive.stage, table, frame, batch.tag(self.run_id)), table)
+        batch.frames.clear()
+        batch.rows = 0
 
-    def _checked(self, batch: _Batch, table: str, rows: pl.DataFrame, stored: _Stored) -> pl.DataFrame:
+    def _checked(self, batch: _Batch, table: str, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows that keep the contract; the others go to quarantine and are counted there."""
         accepted, refused = check(table, rows, self.refs)
         for (evidence_id,), part in refused.group_by("evidence_id", maintain_order=True):
             source = self._source(batch, str(evidence_id))
-            stored.refused.append((source, table, dict(part.group_by("reason").len().iter_rows())))
+            source.counts.events[table] -= part.height
+            source.counts.quarantined.update(dict(part.group_by("reason").len().iter_rows()))
             stage = part.with_columns(pl.lit("contract").alias("stage"))
-            stored.quarantine.append(excerpts(source, stage))
+            batch.quarantine.append(excerpts(source, stage))
         spans = accepted.group_by("evidence_id").agg(pl.col("ts").min().alias("low"), pl.col("ts").max().alias("high"))
         for evidence_id, low, high in spans.iter_rows():
-            stored.spans.append((self._source(batch, evidence_id), low, high))
+            self._source(batch, evidence_id).counts.span(low, high)
         return accepted
 
-    def _without_duplicates(self, batch: _Batch, table: str, frame: pl.DataFrame, stored: _Stored) -> pl.DataFrame:
+    def _without_duplicates(self, batch: _Batch, table: str, frame: pl.DataFrame) -> pl.DataFrame:
         """Drops rows whose own record id the archive, this run or this frame holds already, and counts them."""
         own = frame.filter("has_id")
         dates = own["date"].unique().to_list()
@@ -262,7 +239,9 @@ class Ingest:
         )  # fmt: skip
         frame = frame.with_columns(again.alias("again"))
         for evidence_id, number in frame.filter("again").group_by("evidence_id").len().iter_rows():
-            stored.duplicates.append((self._source(batch, evidence_id), table, number))
+            counts = self._source(batch, evidence_id).counts
+            counts.duplicates += number
+            counts.events[table] -= number
         return frame.filter(~pl.col("again")).drop("again")
 
     @staticmethod

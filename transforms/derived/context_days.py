@@ -61,21 +61,23 @@ def in_detail(access: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame]) -> pl.La
     mailboxes). A pattern that would name everybody (``*``) does not count.
     """
     credentials, principals = _named(tables)
-    found = access.join(credentials, on="credential_id", how="left").join(principals, on="principal_id", how="left")
     known = [
         pl.col("principal_type").is_in(MACHINES),
         pl.col("logon_type").is_in(ADMIN_LOGONS),
         pl.col("app_id").is_not_null() & pl.col("principal_id").is_null(),
-        pl.col("_credential_named"),
-        pl.col("_principal_named"),
+        pl.col("credential_id").is_in(credentials.implode()),
+        pl.col("principal_id").is_in(principals.implode()),
         pl.col("principal_id").str.contains(_patterns(tables)),
     ]
     detail = pl.any_horizontal(flag.fill_null(value=False) for flag in known)
-    return found.with_columns(detail.alias("detail")).drop("_credential_named", "_principal_named")
+    return access.with_columns(detail.alias("detail"))
 
 
-def _named(tables: Mapping[str, pl.LazyFrame]) -> tuple[pl.LazyFrame, pl.LazyFrame]:
-    """Credentials and principals that the reference tables name: one row each, with a true flag."""
+def _named(tables: Mapping[str, pl.LazyFrame]) -> tuple[pl.Series, pl.Series]:
+    """Credentials and principals that the reference tables name.
+
+    They are collected: as the other side of a join they would make it hold all accesses in memory.
+    """
     credentials, bindings = table(tables, "credentials"), table(tables, "bindings")
     contexts, mailboxes = table(tables, "contexts"), table(tables, "mailboxes")
     exact = contexts.filter(~pl.col("principal_pattern").str.contains("*", literal=True))
@@ -88,7 +90,7 @@ def _named(tables: Mapping[str, pl.LazyFrame]) -> tuple[pl.LazyFrame, pl.LazyFra
             machine_mailboxes.select(pl.col("mailbox_id").alias("principal_id")),
         ]
     )
-    return _flagged(named_credentials, "_credential_named"), _flagged(named_principals, "_principal_named")
+    return _lower(named_credentials), _lower(named_principals)
 
 
 def _patterns(tables: Mapping[str, pl.LazyFrame]) -> str:
@@ -102,6 +104,5 @@ def _patterns(tables: Mapping[str, pl.LazyFrame]) -> str:
     return "^(?:" + "|".join(branches) + ")$" if branches else "^\\b\\B"
 
 
-def _flagged(names: pl.LazyFrame, flag: str) -> pl.LazyFrame:
-    lower = names.select(pl.all().str.to_lowercase()).drop_nulls().unique()
-    return lower.with_columns(pl.lit(value=True).alias(flag))
+def _lower(names: pl.LazyFrame) -> pl.Series:
+    return names.select(pl.all().str.to_lowercase()).drop_nulls().unique().collect().to_series()
