@@ -140,6 +140,7 @@ def rooted(found: pl.DataFrame, rows: pl.DataFrame, reach: timedelta) -> pl.Data
         rows: those given to `links`; also began (first record of the hop), came (its reception) and sources.
         reach: how long before the row's own day the hops of its chain may begin.
     """
+    rows = rows.select("row", "began", "came", "sources")  # a filter copies what it keeps: not all columns
     whole = ~pl.col("sources").list.contains(_ALWAYS_NAMED) | (pl.col("came") == pl.col("began"))
     further = found.select(pl.col("row").alias("root"), pl.col("previous").alias("_root")).join(
         rows.filter(whole.fill_null(value=False)).select(pl.col("row").alias("_root"), "began"), on="_root"
