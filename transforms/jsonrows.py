@@ -121,7 +121,7 @@ def _run(text: pl.Series, schema: pl.Struct, *, lenient: bool) -> pl.DataFrame:
     query = _lenient_query(schema) if lenient else f"select json_transform(t, '{_shape(schema)}') as j from texts"
     try:
         found, bad = _query(query, text), text.is_null()
-    except duckdb.Error:
+    except (duckdb.Error, UnicodeDecodeError):  # its message may cut a character of the record in two
         bad = ~_query("select coalesce(json_valid(t), false) as v from texts", text)
         repaired = [repair(value) if value is not None else None for value in text.filter(bad)]
         text = text.scatter(bad.arg_true(), pl.Series(repaired, dtype=pl.String))
