@@ -114,12 +114,8 @@ def hunt(place: Path) -> Any:
 
 
 def event_uid(place: Path) -> str:
-    return (
-        Archive.open(str(place / "archive"))
-        .scan("access_events")
-        .filter(pl.col("source") == "m365_ual")
-        .collect()["event_uid"][0]
-    )
+    events = Archive.open(str(place / "archive")).scan("access_events")
+    return str(events.filter(pl.col("source") == "m365_ual").collect()["event_uid"][0])
 
 
 def verbs(place: Path) -> dict[str, list[str | Path]]:
