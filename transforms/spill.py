@@ -9,6 +9,8 @@ from typing import Self
 import polars as pl
 
 _PIECE = "_piece"
+_WAITING = 500_000  # rows that wait to be written, over all pieces: all are written at the same time
+_LEAST = 4_000  # rows of a group in a file: smaller ones are slow
 
 
 class Spill:
@@ -42,7 +44,10 @@ class Spill:
         place = Path(self._folder.name, str(self._added))
         self._added += 1
         rows.with_columns((self._key % self._number).alias(_PIECE)).sink_parquet(
-            pl.PartitionBy(place, key=_PIECE, include_key=False), compression="lz4", mkdir=True
+            pl.PartitionBy(place, key=_PIECE, include_key=False),
+            compression="lz4",
+            mkdir=True,
+            row_group_size=max(_LEAST, _WAITING // self._number),
         )
 
     def pieces(self) -> Iterator[pl.LazyFrame]:

@@ -17,7 +17,7 @@ from transforms import spill
 
 REACH = (2, 2)  # whether a session lasts over two midnights shows within two days
 CAP = 2**38  # a log can claim any number
-_ROWS_AT_ONCE = 600_000
+_ROWS_AT_ONCE = 350_000
 _IDLE = timedelta(hours=6)
 _DENSE = 2**40
 _MOST_NAMES = 12

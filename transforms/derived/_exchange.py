@@ -16,7 +16,7 @@ from transforms.spill import Spill
 
 _SAME_LOGIN = timedelta(minutes=1)
 _LONGEST = timedelta(hours=48)
-_ROWS_AT_ONCE = 1_000_000  # about 100,000 sessions
+_ROWS_AT_ONCE = 500_000  # about 50,000 sessions
 _NOT_DATA = (*LOGINS, "connect", "session", "other")
 _AROUND = (*LOGINS, "connect")  # what both ends tell of
 

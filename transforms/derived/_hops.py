@@ -39,7 +39,7 @@ _TEXTS = (
 )  # fmt: skip
 # Done weighs more than given up, that more than not yet.
 _WEIGHTS = {"delivered": 5, "sent": 4, "bounced": 3, "rejected": 3, "expired": 3, "deferred": 2, "held": 2}
-_ROWS_AT_ONCE = 700_000  # more pieces cost more memory: each is written at the same time
+_ROWS_AT_ONCE = 350_000
 PRIORITY = 2**40  # more than a day has records: priority and place in one number
 
 

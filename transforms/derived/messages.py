@@ -32,7 +32,7 @@ REACH = _hops.REACH
 
 KEY = ("tenant_id", "first_ts", "host", "queue_id", "message_id", "rcpt")
 _ORDER = (*KEY, "orig_rcpt", "status", "mail_from", "src_ip", "status_text", "helo")
-_RECORDS_AT_ONCE = 1_000_000  # about 120,000 messages
+_RECORDS_AT_ONCE = 400_000  # 50,000 messages of Postfix, 200,000 of Mimecast
 _INHERITED = (*CLIENT, "helo", "sasl_username", "tls_version")
 _LATEST_SESSION = "1h"
 _WITHOUT_QUEUE = ("reject", "bounce", "defer", "deliver", "send", "hold", "quarantine")
