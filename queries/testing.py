@@ -2,9 +2,10 @@
 
 A case file is TOML: `detection`, `window_from`, `window_to`, optional `params`; `defaults` by table; `given` rows for
 all cases; and a list of `case`, each with a `name`, `given` (rows by table) and `expect` (rows that must be found, by
-the columns that they name; an empty list for a near miss). In place of `expect`, ``outcome = "skipped"`` says that a
-hunt must leave the detection out, and ``outcome = "judged nobody"`` that it must say of the detection, or of the `part`
-that the case names, that there was nobody to judge; `because`, where it is given, is a piece of the reason.
+the columns that they name; an empty list for a near miss). `built` names derived tables that are built from the given
+events. In place of `expect`, ``outcome = "skipped"`` says that a hunt must leave the detection out, and ``outcome =
+"judged nobody"`` that it must say of the detection, or of the `part` that the case names, that there was nobody to
+judge; `because`, where it is given, is a piece of the reason.
 
 In a given row, ``days = ["2020-11-01", "2020-12-31"]`` stands for one row on each of these days (of `weekdays`, 1 for
 Monday, at each of `hours`), with `date`, `hour`, `first_ts` and `last_ts` filled in where the table has them;
@@ -61,6 +62,7 @@ def read_cases(path: Path) -> list[CaseFile]:
             ]
             for table in sorted(common.keys() | case.get("given", {}).keys())
         }
+        given |= {table: _built(table, given) for table in document.get("built", [])}
         cases.append(
             CaseFile(
                 path=path,
@@ -77,6 +79,21 @@ def read_cases(path: Path) -> list[CaseFile]:
             )
         )
     return cases
+
+
+def _built(name: str, given: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of a daily derived table from the given rows of its sources."""
+    import polars as pl
+
+    from transforms.derived import derived
+
+    (table,) = (one for one in derived() if one.table == name)
+    days = sorted({row["date"] for source in table.sources for row in given.get(source, []) if "date" in row})
+    if not days:
+        return []
+    span = [days[0] + timedelta(days=n) for n in range((days[-1] - days[0]).days + 1)]
+    sources = {s: pl.LazyFrame(given.get(s, []), schema=contract(s).polars_schema) for s in table.sources}
+    return table.build(span, sources).collect().to_dicts()
 
 
 def _outcome(text: str) -> str:

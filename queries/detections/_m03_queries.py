@@ -3,13 +3,12 @@
 SERVICES = "('service_principal', 'service_account', 'computer')"
 OWN = "(logon_type = 'owner' or (logon_type is null and principal_id = mailbox_id))"
 
-THROTTLED = f"""
+THROTTLED = """
 with hits as (
-    select coalesce(tenant_id, '') as tenant_key, coalesce(principal_id, app_id) as actor_id, mailbox_id, date,
-        min(ts) as first_ts, any_value(src_net) as src_net, coalesce(bool_and({OWN}), false) as is_own
-    from access_events
-    where date between $first and $last and throttled and mailbox_id is not null
-        and coalesce(principal_id, app_id) is not null
+    select coalesce(tenant_id, '') as tenant_key, actor_id, mailbox_id, date, min(first_ts) as first_ts,
+        arg_min(src_net, (first_ts, src_net)) as src_net, bool_and(is_own) as is_own
+    from throttled_days
+    where date between $first and $last
     group by all
 ),
 habits as (

@@ -6,7 +6,7 @@ title = "Mailbox read until its audit stopped, or far more than ever"
 hypothesis = "Whoever takes a mailbox reads it in bulk; after a thousand records a day the audit log falls silent for a day."
 family = "mailbox_access"
 severity = "medium"
-tables = ["edge_days", "context_days", "first_seen", "mailboxes", "tenants", "networks"]
+tables = ["edge_days", "throttled_days", "context_days", "first_seen", "mailboxes", "tenants", "networks"]
 needs = []
 identity = ["tenant_id", "actor_id", "kind", "first_day"]
 explanation = "{actor_id:Name} read {n_mailboxes:count mailbox/mailboxes}[ in tenant {tenant_id}] {what}, {first_seen:span}[ from {source_networks:nets}]: {n_ops:ops}[ on {n_items:some item}]. {normal}[ The audit of the mailbox may be blind from {blind_from} to {blind_to}.]"
@@ -79,8 +79,8 @@ time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_ids", "coalesce(principal_id, app_id)" = "actor_id", mailbox_id = "mailboxes", src_net = "evidence_networks" }
 ---
 
-Beside edge_days this reads raw access_events: the few throttled rows of window and baseline, rows of the window that
-fold many operations, and the bind records of single days and mailboxes that edge_days points to.
+Beside edge_days and throttled_days this reads raw access_events of the window: rows that fold many operations, the bind
+records of single days and mailboxes that edge_days points to, and the rows behind a throttled mailbox.
 """
 
 from collections.abc import Mapping
@@ -114,7 +114,7 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
     """Days on which an actor read unusually much of mailboxes, or exhausted their audit.
 
     Args:
-        con: connection with edge_days, first_seen, mailboxes, tenants and access_events.
+        con: connection with edge_days, throttled_days, first_seen, mailboxes, tenants and access_events.
         params: window_from, window_to and the parameters above.
 
     Returns:

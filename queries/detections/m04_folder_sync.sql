@@ -4,7 +4,7 @@ title = "Whole folders of a mailbox copied"
 hypothesis = "Whoever connects a mail client of his own to a mailbox copies all of its folders."
 family = "mailbox_access"
 severity = "high"
-tables = ["edge_days", "context_days", "first_seen", "mailboxes", "tenants"]
+tables = ["edge_days", "context_days", "client_days", "first_seen", "mailboxes", "tenants"]
 needs = ["context_days"]
 identity = ["tenant_id", "actor_id", "kind", "source", "first_day"]
 explanation = "{actor_id:Name} synchronised [{n_folders:some folder} of ]{n_mailboxes:count mailbox/mailboxes}[ in tenant {tenant_id}] {first_seen:span}[ from {source_networks:nets}]: {n_ops:ops}. {normal} All items of a synchronised folder count as taken.[ {remark}]"
@@ -33,14 +33,14 @@ attack = [{ technique = "T1114.002", name = "Remote Email Collection", tactics =
 parameters = [
   { name = "baseline_days", default = 60, help = "days before the window in which actor, mailbox and source are known" },
   { name = "min_history_days", default = 14, help = "days for which the tenant's log of the protocol, and a user, must go back" },
-  { name = "client_days", default = 30, help = "days before the window whose raw rows tell which clients a mailbox had" },
+  { name = "client_days", default = 30, help = "days before the window in which the clients of a user are known" },
   { name = "many_folders", default = 3, help = "folders from which a colleague's first synchronisation from a known network is reported" },
   { name = "grant_days", default = 30, help = "days after a permission was given in which its first use is expected" },
   { name = "new_mailbox_days", default = 14, help = "age of a mailbox below which its first access by another is part of its set-up" },
 ]
 
 [[requires]]
-sql = "select exists(select 1 from edge_days where date >= cast($window_from as date) - 90 and date <= cast($window_to as date) and access_kind is not null) or exists(select 1 from access_events where date >= cast($window_from as date) - 90 and date <= cast($window_to as date) and access_kind is not null)"
+sql = "select exists(select 1 from edge_days where date >= cast($window_from as date) - 90 and date <= cast($window_to as date) and access_kind is not null) or exists(select 1 from access_events where date >= cast($window_from as date) and date <= cast($window_to as date) and access_kind is not null)"
 reason = "no log tells synchronised folders from single items (MailItemsAccessed does)"
 
 [[subjects]]
@@ -106,7 +106,7 @@ granted as (
 ),
 
 -- The networks of whoever synchronises; bounded by those who do in the window. The rows of owners are not in edge_days:
--- synchronisation is rare enough among raw rows, and all that this detection reads of them beside clients (below).
+-- synchronisation is rare enough among raw rows of the window.
 own_rows as (
     select tenant_id, principal_id as actor_id, mailbox_id, src_net, client_fp, ts, protocol, op_count, credential_id, app_id,
         coalesce(len(folders), 1) as n_folders
@@ -155,14 +155,13 @@ strange_rows as (
     where coalesce(p.since > o.ts - to_days(2), true) and coalesce(t.since > o.ts - to_days(2), true)
 ),
 
--- Raw rows of these few users before: which clients they had. None known means none can be new.
+-- Which clients these few users had before. None known means none can be new.
 clients as (
-    select a.tenant_id, a.principal_id as actor_id, a.client_fp, min(a.ts) as since
-    from access_events as a
-    where a.date >= cast($window_from as date) - cast($client_days as integer) and a.date <= cast($window_to as date)
-        and a.client_fp is not null and a.outcome <> 'failure' and a.mailbox_id is not null
-        and a.principal_id in (select s.actor_id from strange_rows as s)
-    group by a.tenant_id, a.principal_id, a.client_fp
+    select tenant_id, principal_id as actor_id, client_fp, min(first_ts) as since
+    from client_days
+    where date >= cast($window_from as date) - cast($client_days as integer) and date <= cast($window_to as date)
+        and principal_id in (select s.actor_id from strange_rows as s)
+    group by tenant_id, principal_id, client_fp
 ),
 
 by_context as (

@@ -6,8 +6,8 @@ title = "Folders read that the actor never reads"
 hypothesis = "A product reads the folders that it is made for; whoever holds its credential reads what interests him."
 family = "mailbox_access"
 severity = "medium"
-tables = ["edge_days", "mailboxes", "tenants", "networks"]
-needs = ["edge_days"]
+tables = ["folder_days", "mailboxes", "tenants", "networks"]
+needs = ["folder_days"]
 identity = ["tenant_id", "actor_id", "first_day"]
 explanation = "{actor_id:Name} read {folders:list} {first_seen:span}[ from {source_networks:nets}][ in tenant {tenant_id}]: {n_reads} of {n_all_reads:count reading} since[, {n_items:some item}][ of {n_mailboxes:some mailbox/mailboxes}]. In {n_active:count active day} before it read only {usual:list}.[ {remark}]"
 step = "{first_seen:Days}, {actor_id:name} read {folders:list}."
@@ -44,11 +44,11 @@ parameters = [
 ]
 
 [[requires]]
-sql = "select exists(select 1 from access_events where date >= cast($window_from as date) - 90 and date <= cast($window_to as date) and folders is not null)"
-reason = "no log names the folders of the items that were read"
+sql = "select exists(select 1 from folder_days where date >= cast($window_from as date) - 90 and date <= cast($window_to as date))"
+reason = "no log names the folders that applications, services and administrators read"
 
 [[subjects]]
-sql = "select exists (select 1 from access_events where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date) and len(folders) > 0 and coalesce(logon_type, '') <> 'owner' group by tenant_id, coalesce(principal_id, app_id) having count(distinct date) > $min_active_days)"
+sql = "select exists (select 1 from folder_days where date >= cast($window_from as date) - cast($baseline_days as integer) and date <= cast($window_to as date) group by tenant_id, actor_id having count(distinct date) > $min_active_days)"
 reason = "no application or administrator has more than $min_active_days days whose log names folders"
 
 [evidence]
@@ -58,8 +58,8 @@ time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_id", "coalesce(principal_id, app_id)" = "actor_id", mailbox_id = "mailboxes", "folders[1]" = "first_folders" }
 ---
 
-No derived table holds folders. This reads the raw rows of the window that name some and are not an owner's, and, for
-the actors that show a folder on some of their days only, their rows of the days before.
+folder_days is read whole for the window and, for the actors that show a folder on some of their days only, for the days
+before.
 """
 
 from collections.abc import Mapping
@@ -76,21 +76,11 @@ if TYPE_CHECKING:
 
 # Folders by their first segment: \\Inbox\\Projects counts as Inbox. Deleted items that were purged are a root of their own.
 READS = """
-select r.tenant_id, r.actor_id, r.app_id, r.mailbox_id, r.date, r.src_net, r.credential_id, r.path,
-    lower(split_part(ltrim(replace(r.path, '/', chr(92)), chr(92)), chr(92), 1)) as root,
-    min(r.ts) as first_ts, max(r.ts) as last_ts, count(*) as n, sum(r.items)::bigint as items
-from (
-    select coalesce(a.tenant_id, '') as tenant_id, coalesce(a.principal_id, a.app_id) as actor_id, a.app_id, a.mailbox_id, a.date, a.src_net,
-        a.credential_id, a.ts, unnest(a.folders[:50]) as path,
-        least(coalesce(a.item_count, 0), 274877906944) as items
-    from access_events as a {join}
-    where a.date between {days} and len(a.folders) > 0 and a.mailbox_id is not null
-        and a.outcome <> 'failure' and coalesce(a.logon_type, '') <> 'owner'
-        and (a.principal_type in ('service_principal', 'service_account', 'computer') or a.principal_id is null
-            or a.logon_type in ('admin', 'delegated_admin'))
-) as r
-where r.actor_id is not null and r.path is not null
-group by all
+select coalesce(d.tenant_id, '') as tenant_id, d.actor_id, d.app_id, d.mailbox_id, d.date, d.src_net, d.credential_id, d.folder as path,
+    lower(split_part(ltrim(replace(d.folder, '/', chr(92)), chr(92)), chr(92), 1)) as root,
+    d.first_ts, d.last_ts, d.n_rows as n, d.items
+from folder_days as d {join}
+where d.date between {days}
 """
 
 # Actors with a folder that they do not read on nearly all of their days: the others read what they always read.
@@ -175,7 +165,7 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
     """Actors that read folders which they never read in the days before.
 
     Args:
-        con: connection with access_events, mailboxes and tenants.
+        con: connection with folder_days, mailboxes and tenants.
         params: window_from, window_to and the parameters above.
 
     Returns:
@@ -183,7 +173,7 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
     """
     begin, end = params["window_from"].date(), (params["window_to"] - timedelta(microseconds=1)).date()
     window = READS.format(join="", days="$from and $last")
-    suspect = "semi join m08_suspects as s on coalesce(a.tenant_id, '') = s.tenant_id and coalesce(a.principal_id, a.app_id) = s.actor_id"
+    suspect = "semi join m08_suspects as s on coalesce(d.tenant_id, '') = s.tenant_id and d.actor_id = s.actor_id"
     before = READS.format(join=suspect, days="$first and $last")
     given = {
         "from": begin, "least": params["min_reads"], "baseline": params["baseline_days"], "active": params["min_active_days"],

@@ -6,7 +6,7 @@ title = "Use of a gateway credential that no gateway job explains"
 hypothesis = "Whatever the gateway does at a customer's, one of its jobs did: use of its credentials without a job is somebody else's."
 family = "tenant_connection"
 severity = "high"
-tables = ["gateway_jobs", "context_days", "sessions", "credentials", "bindings", "networks"]
+tables = ["gateway_jobs", "context_days", "sessions", "service_uses", "credentials", "bindings", "networks"]
 needs = ["gateway_jobs"]
 identity = ["tenant_id", "service", "entity_id", "source_net"]
 explanation = "{entity_id:Name} was used[ at tenant {tenant_id}] {n_unmatched:count time} from {source_networks:nets} without a job of the gateway ({service}): {first_seen:span}[, on {n_items:some item}]. {normal}[ {remark}]"
@@ -83,54 +83,13 @@ import numpy as np
 import polars as pl
 
 from queries.cases import is_declared
+from queries.detections._t08_queries import JOBS, USES
 from queries.statistics import binomial_tail
 from queries.text import count
 
 if TYPE_CHECKING:
     import duckdb
     from numpy.typing import NDArray
-
-# Identities of the gateway: those that the reference tables name, and those that its own jobs of the same days name.
-HELD = """
-(credential_id in (
-    select lower(credential_id) from credentials where owner = 'vendor' union select lower(credential_id) from bindings
-    union select unnest($credentials::varchar[]))
- or principal_id in (select lower(principal_id) from bindings union select unnest($principals::varchar[])))
-"""
-
-# Sessions stand for POP3, IMAP, SMTP and LDAP; raw sign-ins, and the first raw read of an hour, for the rest.
-USES = f"""
-select 'session' as kind, coalesce(tenant_id, '') as tenant_key, protocol as service, credential_id, principal_id,
-    cast(null as varchar) as app_id, src_net, session_id as unit, if(source = 'postfix', null, [session_id]) as units,
-    coalesce(start_ts, end_ts) as ts, coalesce(item_count, retr_count, 0) as items
-from sessions
-where date between $day and $last and outcome = 'success' and coalesce(start_ts, end_ts) >= $from and coalesce(start_ts, end_ts) < $to and {HELD}
-union all
-select 'session', coalesce(tenant_id, ''), 'web', any_value(credential_id), any_value(principal_id), any_value(app_id),
-    max(src_net), coalesce(token_id, session_id, event_uid) as unit, [unit], min(ts), 0
-from access_events
-where date between $day and $last and outcome = 'success' and action in ('signin', 'auth') and protocol in ('oauth', 'ews', 'graph', 'exchange')
-    and ts >= $from and ts < $to and {HELD}
-group by coalesce(tenant_id, ''), unit
-union all
-select 'data', coalesce(tenant_id, ''), 'web', credential_id, principal_id, app_id, src_net, cast(null as varchar),
-    list(distinct coalesce(token_id, session_id, event_uid)), min(ts), sum(coalesce(item_count, op_count, 1))
-from access_events
-where date between $day and $last and outcome = 'success' and protocol in ('ews', 'graph', 'exchange')
-    and action in ('get_item', 'find_item', 'sync_folder', 'export', 'attachment') and ts >= $from and ts < $to and {HELD}
-group by tenant_id, credential_id, principal_id, app_id, src_net, date_trunc('hour', ts)
-"""
-
-# gateway_jobs is the operator's own small record, read for the window and an hour on either side.
-JOBS = """
-select coalesce(tenant_id, '') as tenant_key,
-    case when service in ('aad', 'ews', 'graph') then 'web' else service end as service,
-    coalesce(host, source) as host, credential_id, principal_id, src_net, ts as job_ts,
-    coalesce(ts_end, ts + interval 90 minute) as job_end
-from gateway_jobs
-where date between cast($from as date) - 1 and cast($to as date) + 1 and service <> 'other'
-    and ts >= $from - interval 1 hour and ts < $to + interval 1 hour
-"""
 
 GROUP = ("tenant_key", "service")
 ENTITY = ("tenant_key", "service", "entity_id", "src_net")
@@ -154,7 +113,7 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
     """Uses of service credentials without a job of the gateway.
 
     Args:
-        con: connection with access_events, sessions, gateway_jobs and the reference tables.
+        con: connection with access_events, sessions, service_uses, gateway_jobs and the reference tables.
         params: window_from, window_to and the parameters above.
 
     Returns:
@@ -172,7 +131,13 @@ def detect(con: "duckdb.DuckDBPyConnection", params: Mapping[str, Any]) -> pl.Da
     named = {f"{kind}s": jobs[f"{kind}_id"].drop_nulls().unique().to_list() for kind in ("credential", "principal")}
     judged, day = [], early.date()
     while datetime.combine(day, time(), UTC) < end:
-        span = {"day": day, "last": day + timedelta(days=CHUNK - 1), "from": early, "to": end} | named
+        span = {
+            "day": day,
+            "last": day + timedelta(days=CHUNK - 1),
+            "from": early,
+            "to": end,
+            "raw": begin.date(),
+        } | named
         uses = con.sql(USES, params=span).pl()
         judged.append(_day(uses, jobs, holes, day, params))
         day += timedelta(days=CHUNK)

@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
     from archive.store import Archive
 
-KINDS = ("events", "derived", "others")
+KINDS = ("events", "small", "derived", "others")
+SMALL = ("change_events", "gateway_jobs")  # event tables that are small by nature, and kept whole as states are
 TIMES = ("window", "before")
 _FILE = re.compile(r"/tables/(\w+)/(?:date=(\d{4}-\d{2}-\d{2})/)?[^/]+\.parquet$")
 
 
 def kind(table: str) -> str:
-    """events, derived or others (reference tables, the register, findings)."""
+    """events, small (see SMALL), derived or others (reference tables, the register, findings)."""
     from data_contracts import contract
 
+    if table in SMALL:
+        return "small"
     found = contract(table).kind
     return {"event": "events", "derived": "derived"}.get(found, "others")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from tests.evaluate.measure import QUESTIONS
-from tests.evaluate.reading import kind
+from tests.evaluate.reading import KINDS, kind
 from tests.evaluate.worlds import build, planted
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ def _references(source: Path, target: Path, times: int) -> None:
 
 
 def stored(archive: "Archive") -> dict[str, int]:
-    """Bytes of the files of events, derived and other tables, also of the last day, and the number of events."""
-    sizes = {"others": 0, "events": 0, "derived": 0, "events of the last day": 0, "derived of the last day": 0}
+    """Bytes of the files of each kind of table, also of the last day, and the number of events."""
+    sizes = {f"{of}{when}": 0 for of in KINDS for when in ("", " of the last day")}
     last = f"date={max(archive.dates('context_days'))}"
     for path in Path(archive.place.root).glob("tables/*/**/*.parquet"):
         table, *folders = path.relative_to(Path(archive.place.root) / "tables").parts
         of = kind(table)
         sizes[of] += path.stat().st_size
-        if last in folders and of != "others":
+        if last in folders:
             sizes[f"{of} of the last day"] += path.stat().st_size
     rows = {table: archive.scan(table).select(pl.len()).collect().item() for table in TABLES}
     return sizes | {"rows": sum(rows.values()), "accesses": rows["access_events"]}
@@ -183,15 +183,17 @@ def _reads(found: Mapping[str, Any]) -> str:
         "events",
         "events, days hunted",
         "events, before",
+        "changes and jobs, days hunted",
+        "before",
         "derived, days hunted",
         "derived, before",
         "other tables",
     ]
     return f"""\
 What the hunts read of which files, MB, by DuckDB's own log: a file counts as often as it is read, and each detection reads for
-itself. Derived tables of months count as before the days hunted. Events before them should be little: what grows with the archive in
-that column is read by a detection that looks further back than its derived tables. The last lines are what is
-stored, with the last day as the days hunted.
+itself. Derived tables of months count as before the days hunted. Of events before them only footers should be read, which
+tell that a file is not needed. Changes of settings (change_events) and the gateway's own jobs (gateway_jobs) are few, and stand
+for themselves: they have no derived table. The last lines are what is stored, with the last day as the days hunted.
 
 {table(header, rows)}"""
 
@@ -199,6 +201,8 @@ stored, with the last day as the days hunted.
 _COLUMNS = (
     ("events", "window"),
     ("events", "before"),
+    ("small", "window"),
+    ("small", "before"),
     ("derived", "window"),
     ("derived", "before"),
     ("others", "before"),
@@ -208,7 +212,7 @@ _COLUMNS = (
 def _held(size: Mapping[str, Any]) -> list[int]:
     """Bytes of the files in the order of `_COLUMNS`."""
     parts = []
-    for of in ("events", "derived"):
+    for of in ("events", "small", "derived"):
         last = size[f"{of} of the last day"]
         parts += [last, size[of] - last]
     return [*parts, size["others"]]

@@ -208,8 +208,9 @@ def test_context_days_say_what_duckdb_says(events: list[dict[str, Any]]) -> None
 def test_every_table_is_found_and_comes_after_what_it_reads() -> None:
     names = [table.table for table in derived()]
     assert sorted(names) == [
-        "clock_offsets", "context_days", "coverage_hours", "edge_days", "failure_days", "first_seen", "flow_days", "gaps",
-        "journal_hours", "ldap_days", "messages", "sessions",
+        "client_days", "clock_offsets", "context_days", "coverage_hours", "edge_days", "failure_days", "first_seen",
+        "flow_days", "folder_days", "gaps", "journal_hours", "ldap_days", "messages", "service_uses", "sessions",
+        "throttled_days",
     ]  # fmt: skip
     assert names.index("flow_days") > names.index("messages")
     assert names.index("first_seen") > max(names.index("context_days"), names.index("edge_days"))
