@@ -168,7 +168,8 @@ let_in as (
 real_sprays as (
     select s.*
     from sprays as s
-    left join let_in as i using (level, source, tenant_id, date)
+    left join let_in as i
+        on s.level = i.level and s.source = i.source and s.tenant_id is not distinct from i.tenant_id and s.date = i.date
     where coalesce(i.n_let_in, 0) <= $max_success_share * (s.n_failed + coalesce(i.n_let_in, 0))
 ),
 
