@@ -94,14 +94,14 @@ def _joint(rule: "EvidenceRule", findings: "Sequence[Facts]") -> tuple[str, dict
     bits = ["d.bits", *(key.bits() for key in others)]
     joins = ["join days as d on d.date = r.date", *(key.join() for key in others)]
     columns = ["event_uid", "ts", "date", f"{_address_column(rule.table)} as src_ip", *(key.named for key in keys)]
-    sessions = ""
+    followed = ""
     if sources:
-        sessions = _sessions(rule, sources, findings, within)
+        followed = _sessions(rule, sources, findings, within)
         columns += ["protocol", "case when src_net is null then session_id end as quiet_session"]
         own = " & ".join(key.bits(outer=True) for key in sources)
         bits.append(f"({own} | coalesce(s.bits, {_mask([False] * len(findings))}))")
         joins += [key.join(outer=True) for key in sources]
-        joins.append("left join sessions as s on s.protocol = r.protocol and s.session_id = r.quiet_session")
+        joins.append("left join followed_sessions as s on s.protocol = r.protocol and s.session_id = r.quiet_session")
     condition = f"{within} and ({rule.where})" if rule.where else within
     statement = f"""
 with found as materialized (
@@ -113,7 +113,7 @@ days as materialized (
     from (select no, cast(unnest(generate_series(first_day, last_day, interval 1 day)) as date) as date from found)
     group by date
 ),
-{"".join(key.relation(length) for key in keys)}{sessions}hits as materialized (
+{"".join(key.relation(length) for key in keys)}{followed}hits as materialized (
     select * from (
         select r.event_uid, r.ts, r.src_ip, {" & ".join(bits)} as bits
         from (select {", ".join(columns)} from {rule.table} where {condition}) as r {" ".join(joins)}
@@ -146,7 +146,7 @@ def _sessions(rule: "EvidenceRule", sources: "Sequence[_Key]", findings: "Sequen
     named = ", ".join(key.named for key in sources)
     held = [any(not key.open[no] for key in sources) for no in range(len(findings))]
     bits = " & ".join(["d.bits", _mask(held), *(key.bits() for key in sources)])
-    return f"""sessions as (
+    return f"""followed_sessions as (
     select protocol, session_id, bit_or(bits) as bits from (
         select r.protocol, r.session_id, {bits} as bits
         from (

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import duckdb
 import pytest
@@ -111,7 +112,25 @@ def test_more_findings_than_one_pass_takes(con: duckdb.DuckDBPyConnection, monke
         for n in range(30)
     ]
     assert lookup(con, rule, findings) == [one_by_one(con, rule, facts) for facts in findings]
-    assert lookup(con, rule, []) == []
+
+
+def test_there_is_one_statement_for_all_findings(con: duckdb.DuckDBPyConnection) -> None:
+    told = Mock(wraps=con)
+    times = {"begins": START, "ends": START + timedelta(days=9)}
+    findings: list[dict[str, Any]] = [times | {"nets": [NETS[n % 3]], "tenants": TENANTS[n % 2]} for n in range(300)]
+    assert all(found.count for found in lookup(told, RULES["sessions"], findings))
+    assert told.execute.call_count == 1
+    assert lookup(told, RULES["sessions"], []) == []
+    assert told.execute.call_count == 1
+
+
+def test_only_the_days_of_findings_are_read(con: duckdb.DuckDBPyConnection) -> None:
+    times = [(START + timedelta(days=n), START + timedelta(days=n + 1)) for n in (0, 1, 6, 3)]
+    told = Mock(wraps=con)
+    lookup(told, RULES["plain"], [{"begins": first, "ends": last} for first, last in times])
+    spans = [("2021-01-01", "2021-01-05"), ("2021-01-07", "2021-01-08")]
+    within = " or ".join(f"date between date '{first}' and date '{last}'" for first, last in spans)
+    assert f"from access_events where ({within})" in told.execute.call_args.args[0]
 
 
 def test_the_first_rows_and_addresses_of_a_large_finding(con: duckdb.DuckDBPyConnection) -> None:
