@@ -14,7 +14,7 @@ from data_contracts.errors import UsageError
 from queries.cases import Case, build, surroundings
 from queries.catalogue import FOLDER, RESULT_COLUMNS, Detection, catalogue, load
 from queries.expected import Expected, apply
-from queries.findings import ENTITIES, Finding, as_json, finding
+from queries.findings import ENTITIES, Finding, as_json, from_rows
 from queries.limits import limits
 from queries.subjects import Unjudged, lacking, unjudged
 from queries.text import iso, plain
@@ -250,7 +250,7 @@ def run_detection(
         missing = sorted(wanted - set(rows.columns))
         if missing:
             return f"failed: its result lacks {', '.join(missing)}"
-        return [finding(con, detection, row) for row in rows.iter_rows(named=True)]
+        return from_rows(con, detection, rows.rows(named=True))
     except (duckdb.Error, pl.exceptions.PolarsError, ArithmeticError, KeyError, TypeError, ValueError) as error:
         return f"failed: {type(error).__name__}: {plain(next(iter(str(error).splitlines()), ''))}"
 

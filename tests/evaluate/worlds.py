@@ -155,7 +155,8 @@ def _own_addresses(entities: Mapping[str, Sequence[str]]) -> frozenset[str]:
 
 def finding_of(entry: Mapping[str, Any]) -> "Finding":
     """A kept finding as the linking takes it."""
-    from queries.findings import Evidence, Finding
+    from queries.evidence import Evidence
+    from queries.findings import Finding
 
     return Finding(
         finding_id=entry["id"], detection=entry["detection"], title="", family=entry["family"], severity=entry["severity"],

@@ -34,7 +34,8 @@ from flows.pipeline.retrospective import hunt_slice, is_done, slices
 from flows.prefect_parts import tell, ways, worth_repeating
 from queries.cases import Surroundings, build
 from queries.engine import HuntResult
-from queries.findings import ENTITIES, Evidence, Finding
+from queries.evidence import Evidence
+from queries.findings import ENTITIES, Finding
 
 SECRET = "T0KEN-a1b2c3"
 HOSTILE = "<!channel> https://evil.example \x1b[2J"

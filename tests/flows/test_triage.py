@@ -18,8 +18,9 @@ from flows.pipeline.since import compare, run_before
 from flows.pipeline.triage import STATES, finding_of, judge, judged, listed, shown
 from queries.cases import Surroundings, build
 from queries.engine import HuntResult
+from queries.evidence import Evidence
 from queries.expected import Expected, Suppressed
-from queries.findings import ENTITIES, Evidence, Finding
+from queries.findings import ENTITIES, Finding
 
 NOW = datetime(2021, 2, 1, 6, tzinfo=UTC)
 FROM, TO = datetime(2021, 1, 1, tzinfo=UTC), datetime(2021, 1, 31, tzinfo=UTC)

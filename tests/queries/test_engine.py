@@ -14,7 +14,8 @@ from data_contracts.errors import RefusedError, UsageError
 from queries import catalogue, engine
 from queries.cases import Surroundings, build, link, score
 from queries.engine import hunt
-from queries.findings import Evidence, Finding, identity
+from queries.evidence import Evidence
+from queries.findings import Finding, identity
 from queries.testing import database
 from queries.text import fill, literal, plain
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from data_contracts import contract
 from queries.engine import HuntResult, hunt
+from queries.evidence import Evidence
 from queries.expected import Context, Expected, apply, contexts_of, fits, identity, rule
-from queries.findings import ENTITIES, Evidence, Finding
+from queries.findings import ENTITIES, Finding
 from queries.schedules import WEEK, minutes_of
 from queries.testing import database
 
