@@ -197,9 +197,10 @@ def test_what_a_question_costs_is_told_by_size() -> None:
         *(f"{kind}:{name}" for name in scale.QUESTIONS for kind in ("detection", "question")),
     ]
     bytes_read = {"events": {"window": 400_000, "before": 0}, "derived": {"window": 100_000, "before": 700_000},
-                  "others": {"window": 0, "before": 50_000}}  # fmt: skip
+                  "small": {"window": 30_000, "before": 900_000}, "others": {"window": 0, "before": 50_000}}  # fmt: skip
     size = {"rows": 1000, "events": 3_000_000, "derived": 1_000_000, "others": 200_000, "events of the last day": 100_000,
-            "derived of the last day": 300_000, "accesses": 600, "runs": dict.fromkeys(whats, run),
+            "derived of the last day": 300_000, "small": 500_000, "small of the last day": 100_000,
+            "accesses": 600, "runs": dict.fromkeys(whats, run),
             "reads": dict.fromkeys(("catalogue", "daily"), bytes_read)}  # fmt: skip
     text = scale.section(
         {"times": 20, "tenants": 14, "days": 45, "derived seconds": 9.5, "sizes": [size, size | {"rows": 20_000}],
@@ -207,8 +208,8 @@ def test_what_a_question_costs_is_told_by_size() -> None:
     )  # fmt: skip
     assert "| all detections, 30 days | 20,000 | 2.0 | 1.0 | 100 | 5.0 | 7 |" in text
     assert "| DuckDB | 2.0 | 300 | 600 | 100 | 7 |" in text
-    assert "| all detections, the last day | 1,000 | 0.4 | 0.0 | 0.1 | 0.7 | 0.1 |" in text
-    assert "| stored | 20,000 | 0.1 | 2.9 | 0.3 | 0.7 | 0.2 |" in text
+    assert "| all detections, the last day | 1,000 | 0.4 | 0.0 | 0.0 | 0.9 | 0.1 | 0.7 | 0.1 |" in text
+    assert "| stored | 20,000 | 0.1 | 2.9 | 0.1 | 0.4 | 0.3 | 0.7 | 0.2 |" in text
 
 
 def test_what_is_read_is_told_by_day_and_kind(tmp_path: Path) -> None:
