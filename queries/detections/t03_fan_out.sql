@@ -140,25 +140,44 @@ new_use as (
     where n.first_ts < a.first_ts + to_days(cast($spread_days as integer))
 ),
 
-connecting as (
-    select level, source, arg_max(name, n_tenants) as shared, max(n_tenants) as n_connected
+-- What one stranger carries from tenant to tenant.
+links as (
+    select *, count(distinct tenant_id) over (partition by level, source, link) as n_tenants
     from (
-        select level, source, 'credential ' || credential_id as name, count(distinct tenant_id) as n_tenants
-        from new_use where credential_id not like 'pw:%' group by level, source, credential_id
-        union all
-        select level, source, 'application ' || app_id as name, count(distinct tenant_id) as n_tenants
-        from new_use where app_id is not null group by level, source, app_id
-        union all
-        select level, source, 'credentials that the gateway holds' as name, count(distinct tenant_id) as n_tenants
-        from new_use where is_held group by level, source
-    ) as links
+        select level, source, src_net, tenant_id, 'credential ' || credential_id as link
+        from new_use where credential_id not like 'pw:%'
+        union
+        select level, source, src_net, tenant_id, 'application ' || app_id as link
+        from new_use where app_id is not null
+        union
+        select level, source, src_net, tenant_id, 'credentials that the gateway holds' as link
+        from new_use where is_held
+    ) as l
+),
+
+connecting as (
+    select level, source, arg_max(link, n_tenants) as shared
+    from links
     where n_tenants >= $min_tenants
     group by level, source
 ),
 
+-- Customers of one provider that have nothing in common but the provider are not one stranger: where something connects tenants,
+-- the finding is about the networks that it came from, and not about all others of the autonomous system.
+shared_use as (
+    select u.*
+    from new_use as u
+    left join connecting as c on u.level = c.level and u.source = c.source
+    where u.level <> 'asn' or c.shared is null
+        or exists (
+            select 1 from links as l
+            where l.level = u.level and l.source = u.source and l.src_net = u.src_net and l.n_tenants >= $min_tenants
+        )
+),
+
 net_starts as (
     select src_net, min(first_ts) as first_ts
-    from new_use
+    from shared_use
     group by src_net
 ),
 
@@ -182,7 +201,7 @@ tenant_totals as (
 
 data_tenants as (
     select level, source, count(distinct tenant_id) as n_data_tenants
-    from new_use
+    from shared_use
     where outcome = 'success'
         and (items > 0 or action in ('get_item', 'find_item', 'sync_folder', 'export', 'attachment', 'retr', 'top'))
     group by level, source
@@ -204,7 +223,7 @@ described as (
         cast(sum(u.n_ops) as bigint) as n_ops, cast(sum(u.items) as bigint) as n_items,
         bool_and(d.kind is not null or u.src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft')) as is_declared,
         bool_or(f.first_ts >= a.first_ts) as is_new_client
-    from new_use as u
+    from shared_use as u
     inner join arrivals as a on u.level = a.level and u.source = a.source
     left join declared_nets as d on u.src_net = d.src_net
     left join first_clients as f on u.client_fp = f.client_fp
