@@ -222,7 +222,9 @@ described as (
         count(distinct u.tenant_id) filter (where u.outcome = 'success') as n_success_tenants,
         cast(sum(u.n_ops) as bigint) as n_ops, cast(sum(u.items) as bigint) as n_items,
         bool_and(d.kind is not null or u.src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft')) as is_declared,
-        bool_or(f.first_ts >= a.first_ts) as is_new_client
+        coalesce(bool_or(f.first_ts >= a.first_ts), false) as is_new_client,
+        -- At one tenant only it is nothing that fans out: T04 looks at that one.
+        count(distinct u.tenant_id) filter (where f.first_ts >= a.first_ts) >= $min_tenants as is_new_client_spread
     from shared_use as u
     inner join arrivals as a on u.level = a.level and u.source = a.source
     left join declared_nets as d on u.src_net = d.src_net
@@ -257,9 +259,9 @@ coarsest as (
 classified as (
     select c.*, t.n_all_tenants,
         case
-            when c.is_declared and not coalesce(c.is_new_client, false) and c.n_tenants > 0.3 * t.n_all_tenants
+            when c.is_declared and not c.is_new_client_spread and c.n_tenants > 0.3 * t.n_all_tenants
                 then 'infrastructure_change'
-            when c.is_declared and not coalesce(c.is_new_client, false) then 'declared_network'
+            when c.is_declared and not c.is_new_client_spread then 'declared_network'
             when c.is_declared then 'new_client_on_declared_network'
             when not coalesce(c.is_new_client, false) and t.n_all_tenants >= 10 and c.n_tenants > 0.3 * t.n_all_tenants
                 then 'infrastructure_change_unverified'
@@ -287,7 +289,7 @@ select level, source, cast(first_seen as date) as first_day, first_seen, last_se
     end as remark,
     protocols, n_tenants, n_success_tenants,
     n_data_tenants, n_all_tenants, n_tenants_before, n_ops, n_items, round(n_tenants / n_all_tenants, 3) as share_of_tenants,
-    is_declared, is_new_client,
+    is_declared, if(is_declared, is_new_client_spread, is_new_client) as is_new_client,
     case
         when class = 'infrastructure_change' then 'info'
         when class = 'declared_network' then 'low'
