@@ -63,11 +63,12 @@ where = "outcome = 'success'"
 time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_id", "coalesce(principal_id, app_id)" = "actor_ids", src_net = "evidence_networks" }
 ---*/
--- change_events is small and read whole: it has no derived table.
+-- change_events is small and read whole. The unified audit repeats changes without an address: the record that has one tells the place.
 with changes as (
-    select event_uid, ts, tenant_id, op, actor_id, src_net as changer_net, credential_id,
-        regexp_replace(lower(target_id), '^(application|serviceprincipal)_', '') as target_id, actor_type,
-        lower(coalesce(new_value, '')) as setting
+    select event_uid, ts, tenant_id, op, actor_id, actor_type, credential_id, lower(coalesce(new_value, '')) as setting,
+        regexp_replace(lower(target_id), '^(application|serviceprincipal)_', '') as target_id, coalesce(src_net, any_value(src_net) over (
+            partition by tenant_id, op, actor_id order by ts range between interval 1 minute preceding and interval 1 minute following
+        )) as changer_net
     from change_events
     where outcome <> 'failure' and date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date)
         and op in ('add_credential', 'update_credential', 'consent', 'add_app_role', 'add_role', 'mailbox_permission')
@@ -316,20 +317,9 @@ places as (
     group by entity_id, attr_value
 ),
 
--- The unified audit repeats the directory's changes without an address: the record of the same minute that has one tells the place.
-repeats as (
-    select distinct c.event_uid
-    from changes as c
-    inner join changes as t
-        on c.tenant_id = t.tenant_id and c.op = t.op and lower(c.actor_id) = lower(t.actor_id)
-        and t.ts between c.ts - interval 1 minute and c.ts + interval 1 minute
-    where c.changer_net is null and t.changer_net is not null
-),
-
 -- Whether who made the changes was where that account usually is, or where it had hardly been before.
 placed as (
-    select c.*, c.event_uid in (select r.event_uid from repeats as r) as is_repeat,
-        coalesce(k.first_ts < c.ts - to_days(cast($known_days as integer)), false) as is_usual,
+    select c.*, coalesce(k.first_ts < c.ts - to_days(cast($known_days as integer)), false) as is_usual,
         coalesce(k.first_ts >= c.ts - to_hours(cast($fast_hours as integer)) and k.first_any < c.ts - to_days(7), false) as is_new
     from changes as c
     left join places as k on c.actor_id = k.entity_id and c.changer_net = k.src_net
@@ -339,8 +329,7 @@ group_changes as (
     select e.group_id, list(c.event_uid order by c.ts, c.event_uid)[:$most_changes] as change_uids,
         list_sort(list_distinct(list(c.credential_id)))[:$most_changes] as credential_ids,
         arg_max(c.actor_id, (c.is_new, c.ts)) as changed_by, arg_max(c.changer_net, (c.is_new, c.ts)) as changer_net,
-        bool_or(c.is_new) as is_new_changer_net,
-        coalesce(bool_and(c.is_usual) filter (where not c.is_repeat), false) as is_usual_changer
+        bool_or(c.is_new) as is_new_changer_net, bool_and(c.is_usual) as is_usual_changer
     from (
         select distinct g.group_id, unnest(u.event_uids) as event_uid
         from (select group_id, unnest(unit_ids) as unit_id from grouped) as g
