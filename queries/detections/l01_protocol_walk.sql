@@ -249,8 +249,10 @@ described as (
         bool_and(d.kind is not null or u.src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft')) as is_declared,
         coalesce(bool_and(coalesce(d.kind, u.src_class) in ('vendor_egress', 'vendor')), false) as is_vendor,
         bool_or(k.first_ts < u.arrived_at and cast(k.first_ts as date) < cast(u.arrived_at as date)) as is_known_to_users,
-        bool_or(c.first_ts >= u.arrived_at) as is_new_client
+        -- A client that comes to the source days after the walk took no part in it: T04 looks at that one.
+        bool_or(c.first_ts between u.arrived_at and w.last_step + to_hours(cast($fast_hours as integer))) as is_new_client
     from new_use as u
+    inner join walks as w on u.tenant_id = w.tenant_id and u.source = w.source
     left join declared_nets as d on u.src_net = d.src_net
     left join first_clients as c on u.tenant_id = c.tenant_id and u.client_fp = c.client_fp
     left join known_to_users as k on u.tenant_id = k.tenant_id and u.src_net = k.src_net

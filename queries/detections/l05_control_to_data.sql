@@ -63,11 +63,12 @@ where = "outcome = 'success'"
 time = ["first_seen", "last_seen"]
 match = { tenant_id = "tenant_id", "coalesce(principal_id, app_id)" = "actor_ids", src_net = "evidence_networks" }
 ---*/
--- change_events is small and read whole: it has no derived table.
+-- change_events is small and read whole. The unified audit repeats changes without an address: the record that has one tells the place.
 with changes as (
-    select event_uid, ts, tenant_id, op, actor_id, src_net as changer_net, credential_id,
-        regexp_replace(lower(target_id), '^(application|serviceprincipal)_', '') as target_id, actor_type,
-        lower(coalesce(new_value, '')) as setting
+    select event_uid, ts, tenant_id, op, actor_id, actor_type, credential_id, lower(coalesce(new_value, '')) as setting,
+        regexp_replace(lower(target_id), '^(application|serviceprincipal)_', '') as target_id, coalesce(src_net, any_value(src_net) over (
+            partition by tenant_id, op, actor_id order by ts range between interval 1 minute preceding and interval 1 minute following
+        )) as changer_net
     from change_events
     where outcome <> 'failure' and date >= cast($window_from as date) - cast($slow_days as integer) and date <= cast($window_to as date)
         and op in ('add_credential', 'update_credential', 'consent', 'add_app_role', 'add_role', 'mailbox_permission')

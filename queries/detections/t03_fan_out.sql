@@ -140,25 +140,44 @@ new_use as (
     where n.first_ts < a.first_ts + to_days(cast($spread_days as integer))
 ),
 
-connecting as (
-    select level, source, arg_max(name, n_tenants) as shared, max(n_tenants) as n_connected
+-- What one stranger carries from tenant to tenant.
+links as (
+    select *, count(distinct tenant_id) over (partition by level, source, link) as n_tenants
     from (
-        select level, source, 'credential ' || credential_id as name, count(distinct tenant_id) as n_tenants
-        from new_use where credential_id not like 'pw:%' group by level, source, credential_id
-        union all
-        select level, source, 'application ' || app_id as name, count(distinct tenant_id) as n_tenants
-        from new_use where app_id is not null group by level, source, app_id
-        union all
-        select level, source, 'credentials that the gateway holds' as name, count(distinct tenant_id) as n_tenants
-        from new_use where is_held group by level, source
-    ) as links
+        select level, source, src_net, tenant_id, 'credential ' || credential_id as link
+        from new_use where credential_id not like 'pw:%'
+        union
+        select level, source, src_net, tenant_id, 'application ' || app_id as link
+        from new_use where app_id is not null
+        union
+        select level, source, src_net, tenant_id, 'credentials that the gateway holds' as link
+        from new_use where is_held
+    ) as l
+),
+
+connecting as (
+    select level, source, arg_max(link, n_tenants) as shared
+    from links
     where n_tenants >= $min_tenants
     group by level, source
 ),
 
+-- Customers of one provider that have nothing in common but the provider are not one stranger: where something connects tenants,
+-- the finding is about the networks that it came from, and not about all others of the autonomous system.
+shared_use as (
+    select u.*
+    from new_use as u
+    left join connecting as c on u.level = c.level and u.source = c.source
+    where u.level <> 'asn' or c.shared is null
+        or exists (
+            select 1 from links as l
+            where l.level = u.level and l.source = u.source and l.src_net = u.src_net and l.n_tenants >= $min_tenants
+        )
+),
+
 net_starts as (
     select src_net, min(first_ts) as first_ts
-    from new_use
+    from shared_use
     group by src_net
 ),
 
@@ -182,7 +201,7 @@ tenant_totals as (
 
 data_tenants as (
     select level, source, count(distinct tenant_id) as n_data_tenants
-    from new_use
+    from shared_use
     where outcome = 'success'
         and (items > 0 or action in ('get_item', 'find_item', 'sync_folder', 'export', 'attachment', 'retr', 'top'))
     group by level, source
@@ -203,8 +222,10 @@ described as (
         count(distinct u.tenant_id) filter (where u.outcome = 'success') as n_success_tenants,
         cast(sum(u.n_ops) as bigint) as n_ops, cast(sum(u.items) as bigint) as n_items,
         bool_and(d.kind is not null or u.src_class in ('vendor_egress', 'vendor', 'corporate', 'microsoft')) as is_declared,
-        bool_or(f.first_ts >= a.first_ts) as is_new_client
-    from new_use as u
+        coalesce(bool_or(f.first_ts >= a.first_ts), false) as is_new_client,
+        -- At one tenant only it is nothing that fans out: T04 looks at that one.
+        count(distinct u.tenant_id) filter (where f.first_ts >= a.first_ts) >= $min_tenants as is_new_client_spread
+    from shared_use as u
     inner join arrivals as a on u.level = a.level and u.source = a.source
     left join declared_nets as d on u.src_net = d.src_net
     left join first_clients as f on u.client_fp = f.client_fp
@@ -238,9 +259,9 @@ coarsest as (
 classified as (
     select c.*, t.n_all_tenants,
         case
-            when c.is_declared and not coalesce(c.is_new_client, false) and c.n_tenants > 0.3 * t.n_all_tenants
+            when c.is_declared and not c.is_new_client_spread and c.n_tenants > 0.3 * t.n_all_tenants
                 then 'infrastructure_change'
-            when c.is_declared and not coalesce(c.is_new_client, false) then 'declared_network'
+            when c.is_declared and not c.is_new_client_spread then 'declared_network'
             when c.is_declared then 'new_client_on_declared_network'
             when not coalesce(c.is_new_client, false) and t.n_all_tenants >= 10 and c.n_tenants > 0.3 * t.n_all_tenants
                 then 'infrastructure_change_unverified'
@@ -268,7 +289,7 @@ select level, source, cast(first_seen as date) as first_day, first_seen, last_se
     end as remark,
     protocols, n_tenants, n_success_tenants,
     n_data_tenants, n_all_tenants, n_tenants_before, n_ops, n_items, round(n_tenants / n_all_tenants, 3) as share_of_tenants,
-    is_declared, is_new_client,
+    is_declared, if(is_declared, is_new_client_spread, is_new_client) as is_new_client,
     case
         when class = 'infrastructure_change' then 'info'
         when class = 'declared_network' then 'low'

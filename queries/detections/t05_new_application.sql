@@ -196,7 +196,7 @@ releases as (
 
 -- The small table of changes is read whole for the days in question; a target may be named in a value as well.
 changes as (
-    select tenant_id, ts, src_net, src_class, lower(coalesce(target_id, '')) as target_id,
+    select event_uid, tenant_id, ts, lower(actor_id) as actor_id, src_net, src_class, lower(coalesce(target_id, '')) as target_id,
         lower(coalesce(app_id, '') || ' ' || coalesce(attr, '') || ' ' || coalesce(new_value, '')) as words, op
     from change_events
     where date >= cast($window_from as date) - cast($consent_days as integer) - 1 and date <= cast($window_to as date)
@@ -205,6 +205,16 @@ changes as (
 
 logged_consents as (
     select distinct tenant_id from changes where op in ('consent', 'add_app', 'add_app_role', 'update_app', 'add_credential')
+),
+
+-- The unified audit repeats the directory's changes without an address: the record of the same minute that has one tells the place.
+repeats as (
+    select distinct c.event_uid
+    from changes as c
+    inner join changes as t
+        on c.tenant_id = t.tenant_id and c.op = t.op and c.actor_id = t.actor_id
+        and t.ts between c.ts - interval 1 minute and c.ts + interval 1 minute
+    where c.src_net is null and t.src_net is not null
 ),
 
 tenant_nets as (
@@ -226,7 +236,7 @@ consents as (
         and s.first_ts >= c.ts and s.first_ts - to_days(cast($consent_days as integer)) <= c.ts
         and (lower(s.value) = c.target_id or contains(c.words, lower(s.value)))
     left join tenant_nets as t on c.tenant_id = t.tenant_id and c.src_net = t.src_net
-    where s.level in ('tenant', 'principal')
+    where s.level in ('tenant', 'principal') and c.event_uid not in (select r.event_uid from repeats as r)
     group by s.tenant_id, s.value
 ),
 

@@ -56,7 +56,7 @@ table = "access_events"
 where = "outcome <> 'failure'"
 time = ["first_seen", "last_seen"]
 follow_sessions = true
-match = { tenant_id = "evidence_tenants", "coalesce(principal_id, app_id)" = "actor_id", src_net = "evidence_networks" }
+match = { tenant_id = "evidence_tenants", "coalesce(principal_id, app_id)" = "actor_id", src_net = "evidence_networks", client_fp = "evidence_clients" }
 ---
 
 Working days are set against working days and weekends against weekends. Items are counts: negative binomial tail with
@@ -110,7 +110,9 @@ TESTS = "select date, count(*) as n from x03_days where date >= $from group by d
 DETAILS = f"""
 with used as (
     select r.run, c.date, r.first_day, c.date >= r.first_day as is_inside, c.src_net, c.client_fp, c.app_id,
-        c.credential_id, c.protocol, c.action, c.items, c.bytes_out, c.n_ops, c.first_ts, c.last_ts, c.tenant_id
+        c.credential_id, c.protocol, c.action, c.items, c.bytes_out, c.n_ops, c.first_ts, c.last_ts, c.tenant_id,
+        if(r.measure = 'bytes', c.bytes_out, c.items * if(c.action in ('export', 'attachment'), $weight, 1)) as taken,
+        (c.date - r.first_day) // if(r.span_kind = 'week', 7, 1) as span, r.highest
     from x03_runs as r
     join context_days as c
         on coalesce(c.tenant_id, '') = r.tenant_key and coalesce(c.principal_id, c.app_id) = r.actor_id
@@ -124,8 +126,24 @@ declared as (
 known as (
     select run, src_net, bool_or(date < first_day - $settle or coalesce(src_net in (from declared), false)) as is_known
     from used group by all
+),
+-- Networks and clients that the volume came by: what the others took together had been taken on a day (in a week) before.
+contexts as (
+    select *, sum(taken) over (
+        partition by run, span order by taken, src_net, client_fp rows unbounded preceding
+    ) > highest as is_carrying
+    from (
+        select run, span, src_net, client_fp, any_value(highest) as highest, coalesce(sum(taken), 0) as taken
+        from used where is_inside group by all
+    ) as c
+),
+carrying as (
+    select run, list(distinct src_net order by src_net) as nets, list(distinct client_fp order by client_fp) as clients
+    from contexts where is_carrying
+    group by run
 )
 select u.run, min(u.first_ts) as first_seen, max(u.last_ts) as last_seen,
+    any_value(b.nets) as carrying_networks, any_value(b.clients) as carrying_clients,
     list(distinct u.tenant_id) as evidence_tenants, sum(u.items)::bigint as n_items, sum(u.bytes_out)::bigint as n_bytes,
     sum(u.n_ops)::bigint as n_ops, bool_and(u.action <> 'any') as is_machine,
     list(distinct u.src_net order by u.src_net) filter (where u.src_net is not null) as source_networks,
@@ -138,6 +156,7 @@ select u.run, min(u.first_ts) as first_seen, max(u.last_ts) as last_seen,
         / greatest(sum(u.items + u.bytes_out / 1e6), 1) as new_share
 from used as u
 join known as k on k.run = u.run and k.src_net is not distinct from u.src_net
+left join carrying as b on b.run = u.run
 where u.is_inside
 group by u.run
 """
@@ -301,9 +320,10 @@ def _described(
     con: "duckdb.DuckDBPyConnection", runs: list[dict[str, Any]], span: Mapping[str, date], params: Mapping[str, Any]
 ) -> pl.DataFrame:
     table = pl.DataFrame(runs).with_row_index("run")
+    settings = dict(span) | {"settle": params["settle_days"], "weight": params["export_weight"]}
     con.register("x03_runs", table.to_arrow())
     try:
-        details = con.sql(DETAILS, params=dict(span) | {"settle": params["settle_days"]}).pl()
+        details = con.sql(DETAILS, params=settings).pl()
     finally:
         con.unregister("x03_runs")
     found = table.join(details, on="run").sort("run")
@@ -314,7 +334,8 @@ def _described(
     declared = [is_declared(con, nets or []) for nets in found["source_networks"].to_list()]
     return found.with_columns(
         pl.Series("is_declared_net", declared, pl.Boolean),
-        pl.when(strange).then("new_networks").otherwise("source_networks").alias("evidence_networks"),
+        pl.when(strange).then("new_networks").otherwise("carrying_networks").alias("evidence_networks"),
+        pl.when(~strange).then("carrying_clients").alias("evidence_clients"),
         pl.Series("taken", [_taken(row) for row in found.iter_rows(named=True)]),
         pl.Series("normal", [_normal(row) for row in found.iter_rows(named=True)]),
         pl.when(strange).then(
@@ -326,7 +347,9 @@ def _described(
         pl.when(pl.col("tenant_key") == "").then(None).otherwise("tenant_key").alias("tenant_id"),
         pl.concat_list("actor_id").alias("principal_ids"),
         pl.col("is_machine").alias("is_service"),
-    ).drop("run", "tenant_key").sort("first_seen", "tenant_id", "actor_id", "span_kind")  # fmt: skip
+    ).drop(
+        "run", "tenant_key", "carrying_networks", "carrying_clients"
+    ).sort("first_seen", "tenant_id", "actor_id", "span_kind")  # fmt: skip
 
 
 def _taken(row: Mapping[str, Any]) -> str:
