@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -141,7 +142,12 @@ class Ingest:
         return self._answer()
 
     def _pieces(self, paths: Iterable[str]) -> Iterator[evidence.Piece]:
+        place = self.archive.place
+        own = Path(place.root).resolve() if place.is_local else None
         for path in evidence.find(list(paths)):
+            # Of a folder that holds the archive as well, the archive is no evidence.
+            if own is not None and "://" not in path and Path(path).resolve().is_relative_to(own):
+                continue
             try:
                 yield from evidence.pieces(path)
             except (GatehoundError, OSError) as error:

@@ -217,6 +217,12 @@ def test_what_nothing_recognises_is_refused_and_stops_nothing(archive: Archive, 
     assert found["d.log"][1] == "the file is empty"
 
 
+def test_the_archive_is_no_evidence_where_it_lies_among_the_logs(archive: Archive, tmp_path: Path) -> None:
+    (tmp_path / "mail.log").write_text(postfix(0, 3))
+    for _ in range(2):
+        assert [Path(entry["path"]).name for entry in ingest(archive, tmp_path)] == ["mail.log"]
+
+
 def test_tenant_comes_from_the_record_the_tables_or_the_sheet(archive: Archive, tmp_path: Path) -> None:
     from flows.pipeline.references import load
 
