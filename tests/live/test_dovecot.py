@@ -40,8 +40,10 @@ def done(jail: Callable[..., Any], take: Callable[..., Any]) -> Done:
     _collect(server, what)
     _fail(server)
     _read(server, what)
+    log = place.path(LOG)
+    place.programs.wait("the ends of the sessions", lambda: log.read_text().count("Logged out") == 3, 60)
     server.stop()
-    what.taken = take(place.path(LOG), "dovecot", "--tz", ZONE)
+    what.taken = take(log, "dovecot", "--tz", ZONE)
     return what
 
 

@@ -1,5 +1,6 @@
 """A real Postfix with Dovecot behind it: submission, deliveries, a bounce, a deferral, rejections and guessed passwords."""
 
+import re
 import smtplib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,9 +121,17 @@ def done(jail: Callable[..., Any], take: Callable[..., Any]) -> Done:
     # each message but the deferred one is removed, the notification of the bounce too
     place.programs.wait("the queue", lambda: log.read_text().count(": removed") == len(what.queued), 60)
     place.programs.wait("the deferral", lambda: "status=deferred" in log.read_text(), 60)
+    # postlogd writes what smtpd tells it, and a client may be answered before
+    gone = (OFFICE, PARTNER, ATTACKER, ATTACKER)
+    place.programs.wait("the last words of the sessions", lambda: _left(log.read_text()) == sorted(gone), 60)
     place.programs.stop()
     what.taken = take(log, "postfix", "--tz", ZONE)
     return what
+
+
+def _left(log: str) -> list[str]:
+    """Addresses that smtpd has told the end of a session of, without those that only look whether it listens."""
+    return sorted(ip for ip in re.findall(r"disconnect from \S+\[([0-9.]+)\]", log) if ip != "127.0.0.1")
 
 
 def _submit(port: int, what: Done) -> None:

@@ -112,10 +112,11 @@ def done(jail: Callable[..., Any], take: Callable[..., Any]) -> Done:
 
 
 def _all_told(what: Done, log: str) -> bool:
-    """Whether each message has been tried, and the notification of the bounce delivered."""
+    """Whether each message but the deferred one has been done with, the notification of the bounce too."""
     notice = re.search(r": (\w+): DSN: ", log)
-    named = [*what.queued.values(), notice[1] if notice else "none yet"]
-    return all(f"{queue_id}: to=" in log for queue_id in named)
+    ended = {**what.queued, "notice": notice[1] if notice else "none yet"}
+    late = ended.pop("deferred")
+    return f"{late}: to=" in log and all(f"{queue_id}: done; " in log for queue_id in ended.values())
 
 
 def _submit(port: int, what: Done) -> None:
