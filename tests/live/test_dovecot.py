@@ -41,10 +41,15 @@ def done(jail: Callable[..., Any], take: Callable[..., Any]) -> Done:
     _fail(server)
     _read(server, what)
     log = place.path(LOG)
-    place.programs.wait("the ends of the sessions", lambda: log.read_text().count("Logged out") == 3, 60)
+    place.programs.wait("the summaries of the sessions", lambda: _summed(log.read_text()) == 3, 60)
     server.stop()
     what.taken = take(log, "dovecot", "--tz", ZONE)
     return what
+
+
+def _summed(log: str) -> int:
+    """How many sessions of POP3 and IMAP have ended in good order."""
+    return sum(log.count(f"Logged out {first}=") for first in ("top", "in"))
 
 
 def _deliver(server: Dovecot) -> None:
