@@ -73,13 +73,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def snapshot(place: Place, name: str, version: int | None = None) -> Snapshot | None:
-    """What a version of a table holds; None when the table does not exist yet."""
-    delta = open_table(place, name, version)
-    return None if delta is None else _snapshot(delta, contract(name))
-
-
-def _snapshot(delta: "DeltaTable", table: Contract) -> Snapshot:
+def snapshot(delta: "DeltaTable", table: Contract) -> Snapshot:
+    """What the version that a table was opened at holds."""
     actions = pl.DataFrame(delta.get_add_actions(flatten=True))
     partition = f"partition.{table.partitioned_by}"
     day = pl.col(partition).cast(pl.Date) if partition in actions.columns else pl.lit(None, pl.Date)
@@ -148,7 +143,7 @@ def replace(
                     f"{name}: was meanwhile built from version {theirs} of {source}, this run has version {ours}",
                     "run again",
                 )
-        old = [row for row in _snapshot(delta, contract(name)).files.iter_rows(named=True) if row["date"] in days]
+        old = [row for row in snapshot(delta, contract(name)).files.iter_rows(named=True) if row["date"] in days]
         return _Change(list(staged), old, {BUILT_FROM + source: version for source, version in built_from.items()})
 
     return _transact(place, contract(name), plan)[0]
@@ -167,7 +162,7 @@ def _transact(place: Place, table: Contract, plan: Any) -> tuple[int, set[str]]:
 
     for attempt in range(_ATTEMPTS):
         delta = open_table(place, table.name) or _create(place, table)
-        held = set(_snapshot(delta, table).files["path"])
+        held = set(snapshot(delta, table).files["path"])
         change = plan(delta, held)
         if change is None:
             return delta.version(), held

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CONFIGURATION = "archive.toml"
 LAYOUT = 1
+_SNAPSHOTS = 64  # of a table's versions: reading one costs more than opening the table
 
 
 class Archive:
@@ -46,6 +47,7 @@ class Archive:
         self._lock = threading.Lock()
         self._handles: dict[str, DeltaTable] = {}  # for `committed` alone: a commit needs a snapshot of its own
         self._committed: set[tuple[str, str]] = set()
+        self._snapshots: dict[tuple[str, int], delta.Snapshot] = {}
 
     @classmethod
     def create(cls, uri: str | Path, storage_options: Mapping[str, str] | None = None) -> "Archive":
@@ -88,14 +90,14 @@ class Archive:
         Args:
             dates: read only these partitions' files.
         """
-        found = delta.snapshot(self.place, table, version)
+        found = self.snapshot(table, version)
         if found is None:
             return pl.LazyFrame(schema=contract(table).polars_schema)
         return scan_files(self.place, self._full(found, dates), found.schema, found.table.partitioned_by)
 
     def reader(self, table: str) -> Callable[[Sequence[date] | None], pl.LazyFrame]:
         """`scan` bound to the version that is current now: the transaction log is read once for many days."""
-        found = delta.snapshot(self.place, table)
+        found = self.snapshot(table)
 
         def rows(dates: Sequence[date] | None) -> pl.LazyFrame:
             if found is None:
@@ -106,30 +108,42 @@ class Archive:
 
     def files(self, table: str, dates: Sequence[date] | None = None, version: int | None = None) -> list[str]:
         """Full paths or URIs of the files that the current (or given) version names, in sorted order."""
-        found = delta.snapshot(self.place, table, version)
+        found = self.snapshot(table, version)
         return [] if found is None else self._full(found, dates)
 
     def snapshot(self, table: str, version: int | None = None) -> delta.Snapshot | None:
         """Version, files (path, bytes, rows, date) and schema of a table; None when nothing was ever stored."""
-        return delta.snapshot(self.place, table, version)
+        if version is not None and (held := self._snapshots.get((table, version))):
+            return held
+        if (opened := delta.open_table(self.place, table, version)) is None:
+            return None
+        key = (table, opened.version())
+        if (found := self._snapshots.get(key)) is None:
+            found = delta.snapshot(opened, contract(table))
+            with self._lock:
+                self._snapshots[key] = found
+                if len(self._snapshots) > _SNAPSHOTS:
+                    del self._snapshots[next(iter(self._snapshots))]
+        return found
 
     def version(self, table: str) -> int | None:
         """Current version of a table; None when nothing was ever stored."""
         found = delta.open_table(self.place, table)
         return None if found is None else found.version()
 
-    def versions(self) -> dict[str, int]:
-        """Current version of every table that exists."""
-        return {name: version for name in names() if (version := self.version(name)) is not None}
+    def versions(self, tables: Iterable[str] | None = None) -> dict[str, int]:
+        """Current version of every table (of `tables`, or any) that exists."""
+        asked = names() if tables is None else tables
+        return {name: version for name in asked if (version := self.version(name)) is not None}
 
     def dates(self, table: str) -> list[date]:
         """Partition dates that hold rows, in order."""
-        found = delta.snapshot(self.place, table)
+        found = self.snapshot(table)
         return [] if found is None else sorted(found.files["date"].drop_nulls().unique().to_list())
 
     def rows_by_date(self, table: str) -> dict[date, int]:
         """Rows of each partition date, as the transaction log says."""
-        found = delta.snapshot(self.place, table)
+        found = self.snapshot(table)
         if found is None:
             return {}
         return dict(found.files.drop_nulls("date").group_by("date").agg(pl.col("rows").sum()).iter_rows())
@@ -138,7 +152,7 @@ class Archive:
         """Partition dates whose files differ from those of an earlier version, in order; all dates when None."""
         if since_version is None:
             return self.dates(table)
-        now, then = delta.snapshot(self.place, table), delta.snapshot(self.place, table, since_version)
+        now, then = self.snapshot(table), self.snapshot(table, since_version)
         if now is None or then is None:
             return []
         differing = pl.concat(
@@ -195,7 +209,7 @@ class Archive:
         """Removes staged files that their table does not name."""
         held: dict[str, set[str]] = {}
         for table in {file.table for file in staged}:
-            found = delta.snapshot(self.place, table)
+            found = self.snapshot(table)
             held[table] = set() if found is None else set(found.files["path"])
         self._remove([file for file in staged if file.path not in held[file.table]])
 
@@ -247,12 +261,13 @@ class Archive:
             self.discard(staged)
             raise
 
-    def built_from(self, table: str) -> dict[str, int]:
-        """Source table to the last version of it that a derived table has taken in."""
+    def built_from(self, table: str, sources: Iterable[str] | None = None) -> dict[str, int]:
+        """Source table (one of `sources`, or any) to the last version of it that a derived table has taken in."""
         found = delta.open_table(self.place, table)
         if found is None:
             return {}
-        known = {name: found.transaction_version(delta.BUILT_FROM + name) for name in names()}
+        asked = names() if sources is None else sources
+        known = {name: found.transaction_version(delta.BUILT_FROM + name) for name in asked}
         return {name: version for name, version in known.items() if version is not None}
 
     def overwrite(self, table: str, df: pl.DataFrame) -> int:

@@ -34,8 +34,11 @@ def refresh(archive: Archive, tell: Tell | None = None, *, everything: bool = Fa
     """
     built: dict[str, int] = {}
     for table in derived():
-        versions = {s: v for s, v in archive.versions().items() if s in table.sources}
-        days = _stale(archive, table, versions, everything=everything)
+        versions, before = archive.versions(table.sources), archive.built_from(table.table, table.sources)
+        behind = any(before.get(source) != version for source, version in versions.items())
+        if not (behind or everything):
+            continue
+        days = _stale(archive, table, versions, before, everything=everything)
         readers = {s: archive.reader(s) for s in table.sources} if days else {}
         for span, last in _spans(archive, table, days):
             rows = _build(readers, table, span)
@@ -44,7 +47,7 @@ def refresh(archive: Archive, tell: Tell | None = None, *, everything: bool = Fa
                 tell(table.table, len(span))
         if days:
             built[table.table] = len(days)
-        elif versions != {s: v for s, v in archive.built_from(table.table).items() if s in versions}:
+        elif behind:
             archive.replace_days(table.table, pl.DataFrame(schema=contract(table.table).polars_schema), [], versions)
     return built
 
@@ -56,9 +59,10 @@ def frames(archive: Archive, table: Derived, days: Sequence[date]) -> Iterator[p
         yield from _build(readers, table, span)
 
 
-def _stale(archive: Archive, table: Derived, versions: dict[str, int], *, everything: bool) -> list[date]:
+def _stale(
+    archive: Archive, table: Derived, versions: dict[str, int], before: dict[str, int], *, everything: bool
+) -> list[date]:
     """Days whose rows must be built, in order; months by their first day."""
-    before = archive.built_from(table.table)
     dated = {s for s in table.sources if contract(s).kind != "reference"}
     moved = any(versions.get(s) != before.get(s) for s in table.sources if s not in dated)
     days: set[date] = set()
