@@ -13,10 +13,12 @@ Monday, at each of `hours`), with `date`, `hour`, `first_ts` and `last_ts` fille
 ``null = [...]`` names columns whose default does not hold.
 """
 
+import atexit
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,20 +130,33 @@ def _unlike(case: CaseFile, reason: str) -> str:
 
 
 def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConnection":
-    """An in-memory DuckDB with a typed table for every contract, filled with the given rows."""
-    import duckdb
+    """An in-memory DuckDB with a typed table for every contract, filled with the given rows.
+
+    The rows are those of a transaction that ends, and with it they, when the connection is closed: all that a process
+    opens have the same empty tables, and none sees another's rows.
+    """
     import polars as pl
 
-    con = duckdb.connect(config={"threads": 1})  # a few rows: more threads would only wait for one another
+    con = _empty().cursor()
     con.execute("set timezone = 'UTC'")
-    for name in names():
-        columns = ", ".join(f'"{column.name}" {column.type}' for column in contract(name).columns)
-        con.execute(f'create table "{name}" ({columns})')
-    macros.create(con, names())
+    con.begin()
     for name, rows in given.items():
         con.register("given_rows", pl.DataFrame(rows, schema=contract(name).polars_schema).to_arrow())
         con.execute(f'insert into "{name}" select * from given_rows')
         con.unregister("given_rows")
+    return con
+
+
+@cache
+def _empty() -> "duckdb.DuckDBPyConnection":
+    import duckdb
+
+    con = duckdb.connect(config={"threads": 1})  # a few rows: more threads would only wait for one another
+    for name in names():
+        columns = ", ".join(f'"{column.name}" {column.type}' for column in contract(name).columns)
+        con.execute(f'create table "{name}" ({columns})')
+    macros.create(con, names())
+    atexit.register(_empty.cache_clear)  # what lives on to the very end is told as leaked
     return con
 
 
