@@ -20,6 +20,7 @@ CAP = 2**38  # a log can claim any number
 _ROWS_AT_ONCE = 350_000
 _IDLE = timedelta(hours=6)
 _DENSE = 2**40
+_FAR = 2**40  # more than there are rows
 _MOST_NAMES = 12
 
 KEY = ("protocol", "source", "host", "session_id")
@@ -44,7 +45,10 @@ def pieces(rows: pl.LazyFrame, at_most: int, key: Sequence[str] = KEY) -> Iterat
 
 
 def numbered(rows: pl.DataFrame, key: Sequence[str] = KEY) -> pl.DataFrame:
-    """Rows with `opens` and `closes` in the order of their sessions, with `run`, the number of the session."""
+    """Rows with `opens` and `closes`, each with `run`, the number of its session, and `at`, its place in their order.
+
+    The rows stay as they lie: to put so many columns in order costs more than all else.
+    """
     narrow = rows.select("ts", "opens", "closes", code=_codes(rows, key)).with_row_index("row").sort("code", "ts")
     key_begins = (pl.col("code") != pl.col("code").shift(1)).fill_null(value=True)
     instant_begins = key_begins | (pl.col("ts") != pl.col("ts").shift(1))
@@ -59,7 +63,8 @@ def numbered(rows: pl.DataFrame, key: Sequence[str] = KEY) -> pl.DataFrame:
     if ends.height:
         apart = pl.col("run").is_in(ends["run"].implode()) & (pl.col("day") != pl.col("day").shift(1))
         narrow = narrow.with_columns((pl.col("first") | apart.fill_null(value=False)).cum_sum().alias("run"))
-    return rows[narrow["row"]].with_columns(narrow["run"].cast(pl.Int64))
+    place = narrow.select("row", pl.col("run").cast(pl.Int64), at=pl.int_range(pl.len(), dtype=pl.Int64)).sort("row")
+    return rows.with_columns(place["run"], place["at"])
 
 
 def _codes(rows: pl.DataFrame, key: Sequence[str]) -> pl.Series:
@@ -98,8 +103,10 @@ def _placed(narrow: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.when(last).then(2).otherwise(1))
     )  # fmt: skip
     told = [name for name in rows.columns if name in _TOLD]
-    tie = rows[shared["row"]].select(pl.struct(told).hash(0).alias("tie"))["tie"]
-    shared = shared.select("row", place.alias("place"), tie.alias("tie"))
+    shared = shared.select("row", place.alias("place"), (pl.col("instant") * 3 + place).alias("slot"))
+    still = shared.filter(pl.col("slot").is_duplicated())["row"]
+    tie = rows[still].select(pl.struct(told).hash(0).alias("tie"), row=still)
+    shared = shared.select("row", "place").join(tie, on="row", how="left")
     return narrow.join(shared, on="row", how="left").sort("code", "ts", "place", "tie").drop("place", "tie")
 
 
@@ -108,49 +115,72 @@ def parts(rows: pl.DataFrame, key: Sequence[str] = ("run",), more: Sequence[pl.E
     times = pl.col("op_count").fill_null(1).clip(0, CAP)
     good, login = pl.col("outcome") != "failure", pl.col("action").is_in(LOGINS)
     named = pl.col("principal_id").is_not_null()
-    # Other logs name the program that wrote the line.
-    by_name = pl.col("source").is_in([EXCHANGE, "exchange_smtp"]) | (pl.col("protocol") == "ldap")
-    spoken = pl.when(by_name).then("op_raw").otherwise("action")
-    name = spoken.str.to_lowercase().str.strip_prefix(BACK).str.extract(r"^([a-z][a-z0-9_-]{0,15})")
     command = ~pl.col("action").is_in(["connect", "session"]) & ~pl.col("closes")
     taken = (pl.col("protocol") != "pop3") | pl.col("action").is_in(["retr", "top"])
     closed = (pl.col("action") == "session") & (pl.col("outcome") == "success")
     used = command & ~login & (pl.col("outcome") == "success") & named
     who = pl.when(named & good).then(2).when(named).then(1).otherwise(0)
-    flagged = rows.lazy().with_columns(
-        pl.when(command).then(times).otherwise(0).alias("_times"),
-        pl.when(command & (times > 0)).then(name).alias("_name"),
-        pl.when(login & ~good).then(times).otherwise(0).alias("_failed"),
-        (login & (pl.col("outcome") == "success") | closed | used).fill_null(value=False).alias("_used"),
-        who.alias("_who"),
-        *(
-            _counted(*told)
-            for told in (("item_count", good), ("bytes_out", good & taken), ("bytes_in", pl.lit(value=True)))
-        ),
-        *(_done(name) for name in ("retr", "dele", "top")),
-    )
-    # The columns of one record, not the last of each that is not null.
-    best = pl.col("_who") == pl.col("_who").max()
+    flagged = rows.lazy().select(
+        *key, "at", "ts", "ts_end", "date", "tenant_id", "maildrop_n",
+        *(name for wanted in more for name in wanted.meta.root_names()),
+        who=who.cast(pl.Int64),
+        times=pl.when(command).then(times).otherwise(0),
+        failed=pl.when(login & ~good).then(times).otherwise(0),
+        used=(login & (pl.col("outcome") == "success") | closed | used).fill_null(value=False),
+        **{name: pl.col(name).is_not_null() for name in ("src_ip", *_LAST_TOLD)},
+        **{
+            name: _counted(name, wanted)
+            for name, wanted in (
+                ("item_count", good), ("bytes_out", good & taken), ("bytes_in", pl.lit(value=True))
+            )
+        },
+        **{f"{name}_count": _done(name) for name in ("retr", "dele", "top")},
+    )  # fmt: skip
+    # Which row tells is found by its place; what it tells is fetched once, at the end.
+    at = pl.col("at")
     summed = flagged.group_by(*key).agg(
-        *(pl.col(name).first() for name in ("protocol", "source", "host", "session_id")),
+        at.min().alias("first"),
+        (pl.col("who") * _FAR + at).max().alias("best"),
+        at.filter("src_ip").min().alias("client"),
+        *(at.filter(name).max().alias(name) for name in _LAST_TOLD),
         pl.col("tenant_id").min(),
         pl.col("ts").min().alias("start_ts"),
         pl.max_horizontal(pl.col("ts").max(), pl.col("ts_end").max()).alias("end_ts"),
         pl.col("date").max(),
-        pl.col("_who").max().alias("who"),
-        *(pl.col(name).filter(best).last() for name in (*WHO, "ts")),
-        pl.col("ts").filter(pl.col("_who") > 0).min().alias("login"),
-        *(pl.col(name).filter(pl.col("src_ip").is_not_null()).first() for name in CLIENT),
-        *(pl.col(name).drop_nulls().last() for name in _LAST_TOLD),
-        pl.col("_times").sum().alias("commands"),
-        pl.col("_name").drop_nulls().unique().alias("names"),
+        pl.col("who").max(),
+        pl.col("ts").filter(pl.col("who") > 0).min().alias("login"),
+        pl.col("times").sum().alias("commands"),
         *(_sum(name) for name in _SUMS),
         pl.col("maildrop_n").max().clip(0),
-        pl.col("_failed").sum().alias("n_auth_failures"),
-        pl.col("_used").any().alias("used"),
+        pl.col("failed").sum().alias("n_auth_failures"),
+        pl.col("used").any(),
         *more,
     )
-    return summed.collect(engine="streaming")
+    found = summed.collect(engine="streaming")
+    lines = rows["at"].arg_sort()
+
+    def told(places: pl.Series, names: Sequence[str]) -> list[pl.Series]:
+        return [rows[name].gather(lines.gather(places)) for name in names]
+
+    return (
+        found.with_columns(
+            *told(found["first"], ("protocol", "source", "host", "session_id")),
+            *told(found["best"] % _FAR, (*WHO, "ts")),
+            *told(found["client"], CLIENT),
+            *(column for name in _LAST_TOLD for column in told(found[name], (name,))),
+        )
+        .join(_spoken(rows, key, command & (times > 0)), on=key, how="left", nulls_equal=True)
+        .drop("first", "best", "client")
+    )
+
+
+def _spoken(rows: pl.DataFrame, key: Sequence[str], counted: pl.Expr) -> pl.DataFrame:
+    """The `names` of the commands of each key; where the log does not name them, those of the actions."""
+    by_name = pl.col("source").is_in([EXCHANGE, "exchange_smtp"]) | (pl.col("protocol") == "ldap")
+    said = rows.lazy().filter(counted).select(*key, said=pl.when(by_name).then("op_raw").otherwise("action")).unique()
+    name = pl.col("said").str.to_lowercase().str.strip_prefix(BACK).str.extract(r"^([a-z][a-z0-9_-]{0,15})")
+    names = said.with_columns(name.alias("names")).drop_nulls("names").group_by(*key).agg(pl.col("names").unique())
+    return names.collect(engine="streaming")
 
 
 def whole(found: pl.DataFrame) -> pl.DataFrame:

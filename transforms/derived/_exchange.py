@@ -61,7 +61,8 @@ def _marked(rows: pl.DataFrame) -> pl.DataFrame:
 def _parts(rows: pl.DataFrame) -> pl.DataFrame:
     """Sums for each session; those of the back end apart for what both ends tell of (`around`) and the rest."""
     if rows["back"].any():
-        rows = rows.with_columns(pl.col("back").first().over("run"))
+        first = rows.group_by("run").agg(pl.col("back").sort_by("at").first())
+        rows = rows.drop("back").join(first, on="run", maintain_order="left")
     around = pl.col("back") & (pl.col("action").is_in(_AROUND) | pl.col("closes"))
     rows = rows.with_columns(around.fill_null(value=False).alias("around"))
     data = rows.group_by("run", "around").agg((~pl.col("action").is_in(_NOT_DATA)).sum().alias("data"))

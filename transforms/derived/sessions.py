@@ -95,7 +95,7 @@ def _marked(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _summed(rows: pl.DataFrame) -> pl.DataFrame:
-    said = pl.col("said").drop_nulls().max()
+    said = pl.col("said").max()
     return _with_disconnect(_commands.whole(_commands.parts(_commands.numbered(rows, _KEY), more=[said])))
 
 
@@ -171,19 +171,23 @@ def _latest(rows: pl.LazyFrame, before: pl.LazyFrame, by: Sequence[str]) -> pl.L
 
 def _with_disconnect(sessions: pl.DataFrame) -> pl.DataFrame:
     """Takes commands and failed authentications from `ehlo=1 auth=0/1 quit=1 commands=2/3` where Postfix says so."""
+    told = sessions.select("said").drop_nulls().unique()
     text, auth = pl.col("said"), r"(?:^| )auth=\d{1,9}/(\d{1,9})"
-    total = text.str.extract(r"(?:^| )commands=(?:\d{1,9}/)?(\d{1,9})").cast(pl.Int64, strict=False)
     names = text.str.extract_all(r"[a-z_]{1,16}=").list.eval(pl.element().str.strip_suffix("="))
-    names = names.list.filter(pl.element() != "commands").list.unique().list.sort().list.join(",")
-    good = text.str.extract(r"(?:^| )auth=(\d{1,9})").cast(pl.Int64, strict=False)
-    failed = text.str.extract(auth).cast(pl.Int64, strict=False) - good
+    told = told.with_columns(
+        text.str.extract(r"(?:^| )commands=(?:\d{1,9}/)?(\d{1,9})").cast(pl.Int64, strict=False).alias("_total"),
+        names.list.filter(pl.element() != "commands").list.unique().list.sort().list.join(",").alias("_names"),
+        text.str.extract(r"(?:^| )auth=(\d{1,9})").cast(pl.Int64, strict=False).alias("_good"),
+        text.str.extract(auth).cast(pl.Int64, strict=False).alias("_tried"),
+    )
+    total, failed = pl.col("_total"), pl.col("_tried") - pl.col("_good")
     known = total.is_not_null()
     return (
-        sessions.with_columns(
+        sessions.join(told, on="said", how="left")
+        .with_columns(
             pl.when(known).then(total).otherwise("commands").alias("commands"),
-            pl.when(known).then(names).otherwise("command_signature").alias("command_signature"),
+            pl.when(known).then("_names").otherwise("command_signature").alias("command_signature"),
             pl.max_horizontal("n_auth_failures", failed.clip(0)).alias("n_auth_failures"),
-            good.alias("_good"),
         )
         .with_columns(
             pl.when(pl.col("_good") > 0)
@@ -193,7 +197,7 @@ def _with_disconnect(sessions: pl.DataFrame) -> pl.DataFrame:
             .otherwise("outcome")
             .alias("outcome")
         )
-        .drop("_good", "said")
+        .drop("_good", "_tried", "_total", "_names", "said")
     )
 
 
