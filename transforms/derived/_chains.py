@@ -40,7 +40,7 @@ def token(text: pl.Expr) -> pl.Expr:
     return pl.coalesce(text.str.extract(pattern) for pattern in _QUEUED_AS)
 
 
-def links(rows: pl.LazyFrame) -> pl.LazyFrame:
+def links(rows: pl.DataFrame) -> pl.DataFrame:
     """Which row follows which: [row, previous, previous_queue_id], one for each row that follows another.
 
     Args:
@@ -48,13 +48,16 @@ def links(rows: pl.LazyFrame) -> pl.LazyFrame:
             time), rcpt, orig_rcpt, done (delivered or sent), given (when), status_text, relay_host, dst_ip, src_ip,
             src_host, tried_first (first record of the recipient), sources.
     """
-    known = rows.filter(pl.col("message_id").is_not_null() & pl.col("rcpt").is_not_null())
+    named = rows.filter(pl.col("message_id").is_not_null() & pl.col("rcpt").is_not_null())
+    # Most messages have one hop: they are no part of what follows.
+    hops = named.group_by("message_id").agg((pl.col("hop").min() != pl.col("hop").max()).alias("several"))
+    known = named.join(hops.filter("several"), on="message_id", how="semi").lazy()
     prompt = (pl.col("tried_first") - pl.col("named")) <= _NEAR
     second = known.filter(prompt.fill_null(value=False))
     incoming = pl.concat_list("rcpt", "orig_rcpt").list.drop_nulls().list.unique(maintain_order=True)
     arrivals = second.with_columns(incoming.alias("address")).explode("address", empty_as_null=True)
-    named, next_to = _by_reply(known, arrivals), _by_place(known, arrivals)
-    found = pl.concat([named, next_to.join(named, on="row", how="anti")])
+    by_reply, next_to = _by_reply(known, arrivals), _by_place(known, arrivals)
+    found = pl.concat([by_reply, next_to.join(by_reply, on="row", how="anti")])
     # One that follows several (as one recipient and as another) follows the last.
     return (
         found.group_by("row")
@@ -62,6 +65,7 @@ def links(rows: pl.LazyFrame) -> pl.LazyFrame:
         .join(
             known.select(pl.col("row").alias("previous"), pl.col("queue_id").alias("previous_queue_id")), on="previous"
         )
+        .collect(engine="streaming")
     )
 
 

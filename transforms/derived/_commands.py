@@ -124,10 +124,11 @@ def parts(rows: pl.DataFrame, key: Sequence[str] = ("run",), more: Sequence[pl.E
         *key, "at", "ts", "ts_end", "date", "tenant_id", "maildrop_n",
         *(name for wanted in more for name in wanted.meta.root_names()),
         who=who.cast(pl.Int64),
+        named=pl.when(named).then("ts"),
         times=pl.when(command).then(times).otherwise(0),
         failed=pl.when(login & ~good).then(times).otherwise(0),
         used=(login & (pl.col("outcome") == "success") | closed | used).fill_null(value=False),
-        **{name: pl.col(name).is_not_null() for name in ("src_ip", *_LAST_TOLD)},
+        **{name: pl.when(pl.col(name).is_not_null()).then("at") for name in ("src_ip", *_LAST_TOLD)},
         **{
             name: _counted(name, wanted)
             for name, wanted in (
@@ -141,14 +142,14 @@ def parts(rows: pl.DataFrame, key: Sequence[str] = ("run",), more: Sequence[pl.E
     summed = flagged.group_by(*key).agg(
         at.min().alias("first"),
         (pl.col("who") * _FAR + at).max().alias("best"),
-        at.filter("src_ip").min().alias("client"),
-        *(at.filter(name).max().alias(name) for name in _LAST_TOLD),
+        pl.col("src_ip").min().alias("client"),
+        *(pl.col(name).max() for name in _LAST_TOLD),
         pl.col("tenant_id").min(),
         pl.col("ts").min().alias("start_ts"),
         pl.max_horizontal(pl.col("ts").max(), pl.col("ts_end").max()).alias("end_ts"),
         pl.col("date").max(),
         pl.col("who").max(),
-        pl.col("ts").filter(pl.col("who") > 0).min().alias("login"),
+        pl.col("named").min().alias("login"),
         pl.col("times").sum().alias("commands"),
         *(_sum(name) for name in _SUMS),
         pl.col("maildrop_n").max().clip(0),

@@ -91,6 +91,9 @@ def gathered(rows: pl.LazyFrame, days: Sequence[date], at_most: int) -> Iterator
     rows = rows.filter(pl.col("hop_id").is_not_null())
     today = within(days)
     here, others = rows.filter(today), rows.filter(~today)
+    if others.select("date").limit(1).collect().is_empty():
+        yield from spill.pieces(here, -(-at_most // _ROWS_AT_ONCE), pl.col("hop_id").hash(0))
+        return
     keys = here.select(HOP).unique()
     spanning = others.select(HOP).join(keys, on=HOP, how="semi").unique().collect(engine="streaming")
     own = pl.concat([here, _of(others, spanning)])
@@ -109,38 +112,50 @@ def _of(rows: pl.LazyFrame, keys: pl.DataFrame) -> pl.LazyFrame:
     return found.join(keys.lazy(), on=HOP, how="semi")
 
 
-def numbered(rows: pl.LazyFrame) -> pl.LazyFrame:
+def numbered(rows: pl.DataFrame) -> pl.DataFrame:
     """Records with `at` (place in the order), `hop` (number of the hop), `began` (its first time), status, score.
 
-    `score` is the priority of the record for the status, times PRIORITY, plus its place.
+    `score` is the priority of the record for the status, times PRIORITY, plus its place. The records stay as they lie:
+    to put so many columns in order costs more than all else.
     """
-    ordered = rows.with_columns(
-        pl.col("event").replace_strict(_RANKS, default=3, return_dtype=pl.UInt8).alias("_rank"),
-        # No two records that differ have a tie that the files' order would have to break.
-        pl.struct(*_TEXTS, pl.col("recipients").list.join(";")).hash(0).alias("_tie"),
-    ).sort(*HOP, "ts", "_rank", "_tie")
-    before = {name: pl.col(name).shift(1) for name in (*HOP, "ts", "event")}
-    same = (pl.col("hop_id") == before["hop_id"]) & (pl.col("hop_host") == before["hop_host"])
-    named = pl.col("hop_id").str.starts_with("mid:")
-    longest = pl.when(named).then(pl.lit(_SAME_DELIVERY)).otherwise(pl.lit(LIFE))
-    queued = ~pl.col("hop_id").str.starts_with("net:")
-    again = pl.col("source").is_in(_OPENED_ONCE) & (pl.col("event") == "receive") & before["event"].is_in(_TRIED)
-    over = pl.any_horizontal(
-        pl.col("ts") - before["ts"] > longest, queued & (before["event"] == "remove"), queued & again
+    event, hop_id = pl.col("event"), pl.col("hop_id")
+    opened = pl.col("source").is_in(_OPENED_ONCE) & (event == "receive")
+    marks = {
+        "rank": event.replace_strict(_RANKS, default=3, return_dtype=pl.UInt8),
+        "named": hop_id.str.starts_with("mid:"),
+        "queued": ~hop_id.str.starts_with("net:"),
+        "opened": opened.fill_null(value=False),
+        "tried": event.is_in(_TRIED),
+        "removed": event == "remove",
+    }
+    ordered = _ordered(rows, rows.select(*HOP, "ts", row=pl.int_range(pl.len(), dtype=pl.UInt32), **marks))
+    before = {name: pl.col(name).shift(1) for name in ("code", "ts", "tried", "removed")}
+    longest = pl.when("named").then(pl.lit(_SAME_DELIVERY)).otherwise(pl.lit(LIFE))
+    again = pl.col("opened") & before["tried"]
+    over = (pl.col("ts") - before["ts"] > longest) | (pl.col("queued") & (before["removed"] | again))
+    first = (pl.col("code") != before["code"]).fill_null(value=True) | over.fill_null(value=False)
+    found = ordered.select("row", "ts", first=first).with_columns(
+        pl.col("first").cum_sum().cast(pl.Int64).alias("hop"), pl.when("first").then("ts").forward_fill().alias("began")
     )
-    first = ~same.fill_null(value=False) | over.fill_null(value=False)
+    found = found.filter(pl.col("ts") - pl.col("began") <= LIFE)
+    found = found.with_columns(at=pl.int_range(pl.len(), dtype=pl.Int64)).sort("row")
+    kept = rows if found.height == rows.height else rows[found["row"]]
     weight = status().replace_strict(_WEIGHTS, default=0, return_dtype=pl.Int64)
-    found = ordered.with_columns(first.alias("_first")).with_row_index("at")
-    return (
-        found.with_columns(
-            pl.col("_first").cum_sum().alias("hop"),
-            pl.when("_first").then("ts").forward_fill().alias("began"),
-            status().alias("status"),
-            (weight * PRIORITY + pl.col("at").cast(pl.Int64)).alias("score"),
-        )
-        .filter(pl.col("ts") - pl.col("began") <= LIFE)
-        .drop("_first", "_tie")
+    return kept.with_columns(found["at"], found["hop"], found["began"], status().alias("status")).with_columns(
+        (weight * PRIORITY + pl.col("at")).alias("score")
     )
+
+
+def _ordered(rows: pl.DataFrame, marked: pl.DataFrame) -> pl.DataFrame:
+    """The marks in the order of the hops (`code`, a number for each HOP) and of their lives."""
+    hops = rows.select(HOP).unique().sort(HOP).with_row_index("code")
+    found = marked.join(hops, on=HOP, how="left", maintain_order="left").drop(HOP).sort("code", "ts", "rank")
+    again = pl.all_horizontal(pl.col(name) == pl.col(name).shift(1) for name in ("code", "ts", "rank"))
+    again = again.fill_null(value=False)
+    tied = found.filter(again | again.shift(-1).fill_null(value=False))["row"]
+    # No two records that differ have a tie that the files' order would have to break.
+    ties = rows[tied].select(pl.struct(*_TEXTS, pl.col("recipients").list.join(";")).hash(0).alias("tie"), row=tied)
+    return found.join(ties, on="row", how="left").sort("code", "ts", "rank", "tie")
 
 
 def status() -> pl.Expr:
@@ -161,30 +176,57 @@ def status() -> pl.Expr:
     )  # fmt: skip
 
 
-def facts(rows: pl.LazyFrame) -> pl.LazyFrame:
+def facts(rows: pl.DataFrame) -> pl.DataFrame:
     """One row for each hop of `numbered` records: what its records tell about the message as a whole.
 
-    The records come in their order, which a group keeps: the first is the first in time.
+    Of what several tell, the first in time counts: it is found by its place, and fetched at the end.
     """
     coming = pl.col("event").is_in(["receive", "submit", "cleanup", "journal"])
     tried = pl.col("event").is_in([*_TRIED, "transfer"])
-    brought = pl.col("src_ip").is_not_null() & ~tried
-    told = pl.col("direction").filter(pl.col("direction") != "unknown")
-    return rows.group_by("hop").agg(
-        pl.col("began").min(),
-        pl.col("ts").filter(coming).min().alias("came"),
-        pl.col("ts").max().alias("ended"),
-        pl.col("ts").filter(pl.col("message_id").is_not_null()).min().alias("named"),
-        pl.col("source").unique().sort().alias("sources"),
-        pl.len().cast(pl.Int64).alias("n_events"),
-        pl.col("tenant_id").min().alias("_tenant"),
-        pl.coalesce("queue_id", "internal_id").drop_nulls().first().alias("queue_id"),
-        *(pl.col(name).drop_nulls().first() for name in _FIRST),
-        *(pl.col(name).filter(brought).first() for name in CLIENT),
-        pl.col("tls_version").filter(~tried).drop_nulls().first(),
-        pl.col("size_bytes").max().clip(0),
-        told.drop_nulls().first().fill_null("unknown").alias("direction"),
-        pl.col("event").is_in(["remove", "other"]).all().alias("_empty"),
+    tells = {name: pl.col(name).is_not_null() for name in _FIRST} | {
+        "queue_id": pl.coalesce("queue_id", "internal_id").is_not_null(),
+        "client": pl.col("src_ip").is_not_null() & ~tried,
+        "tls_version": pl.col("tls_version").is_not_null() & ~tried,
+        "direction": pl.col("direction") != "unknown",
+    }
+    summed = (
+        rows.lazy()
+        .select(
+            "hop", "began", "ts", "tenant_id", "size_bytes",
+            came=pl.when(coming).then("ts"),
+            named=pl.when(pl.col("message_id").is_not_null()).then("ts"),
+            empty=pl.col("event").is_in(["remove", "other"]),
+            **{f"_{name}": pl.when(wanted).then("at") for name, wanted in tells.items()},
+        )
+        .group_by("hop")
+        .agg(
+            pl.col("began").min(),
+            pl.col("came").min(),
+            pl.col("ts").max().alias("ended"),
+            pl.col("named").min(),
+            pl.len().cast(pl.Int64).alias("n_events"),
+            pl.col("tenant_id").min().alias("_tenant"),
+            pl.col("size_bytes").max().clip(0),
+            pl.col("empty").all().alias("_empty"),
+            *(pl.col(f"_{name}").min() for name in tells),
+        )
+        .collect(engine="streaming")
+    )  # fmt: skip
+    lines = rows["at"].arg_sort()
+
+    def told(name: str, by: str) -> pl.Series:
+        column = rows.select(pl.coalesce("queue_id", "internal_id"))["queue_id"] if name == "queue_id" else rows[name]
+        return column.gather(lines.gather(summed[f"_{by}"]))
+
+    sources = rows.select("hop", "source").unique().sort("hop", "source").group_by("hop").agg(sources="source")
+    return (
+        summed.with_columns(
+            *(told(name, name) for name in ("queue_id", *_FIRST, "tls_version")),
+            *(told(name, "client") for name in CLIENT),
+            told("direction", "direction").fill_null("unknown"),
+        )
+        .drop(f"_{name}" for name in tells)
+        .join(sources, on="hop")
     )
 
 

@@ -34,6 +34,7 @@ KEY = ("tenant_id", "first_ts", "host", "queue_id", "message_id", "rcpt")
 _ORDER = (*KEY, "orig_rcpt", "status", "mail_from", "src_ip", "status_text", "helo")
 _RECORDS_AT_ONCE = 400_000  # 50,000 messages of Postfix, 200,000 of Mimecast
 _INHERITED = (*CLIENT, "helo", "sasl_username", "tls_version")
+_PLACE = ("host", "queue_id", "began")
 _LATEST_SESSION = "1h"
 _WITHOUT_QUEUE = ("reject", "bounce", "defer", "deliver", "send", "hold", "quarantine")
 _REFUSED = ("dsn", "status_text", "relay_host", "dst_ip", *CLIENT, "helo", "sasl_username", "tls_version")
@@ -63,14 +64,13 @@ def parts(days: Sequence[date], tables: Mapping[str, pl.LazyFrame]) -> Iterator[
     of_message = pl.coalesce(pl.col("message_id").hash(0), pl.col("hop").cast(pl.UInt64))
     with Spill(max(1, -(-size // _RECORDS_AT_ONCE)), of_message) as received:
         for piece in _hops.gathered(records, days, size):
-            # Held: what follows looks at it several times.
-            numbered = _hops.numbered(piece).collect(engine="streaming")
-            numbered = numbered.with_columns(pl.col("hop").cast(pl.Int64) + before)
+            numbered = _hops.numbered(piece.collect(engine="streaming"))
+            numbered = numbered.with_columns(pl.col("hop") + before)
             before += numbered.height
-            found = _received(_hops.facts(numbered.lazy()), numbered.lazy())
-            received.add(found.collect(engine="streaming").lazy())
+            received.add(_received(_hops.facts(numbered), numbered).lazy())
         for some in received.pieces():
-            yield _finished(_chained(_with_tls(some, sessions)).filter(wanted), tables)
+            held = some.collect(engine="streaming")
+            yield _finished(_chained(_with_tls(held, sessions)).lazy().filter(wanted), tables)
     yield _finished(_without_queue(records, days), tables)
 
 
@@ -86,9 +86,10 @@ def _finished(rows: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame]) -> pl.Lazy
     return finish(whole, TABLE, _ORDER)
 
 
-def _received(hops: pl.LazyFrame, numbered: pl.LazyFrame) -> pl.LazyFrame:
+def _received(hops: pl.DataFrame, numbered: pl.DataFrame) -> pl.DataFrame:
     """One row for each hop and recipient, with the record that decides what became of it."""
-    named = _hops.addressed(numbered)
+    of_each = ("hop", "score", "ts", "rcpt", "orig_rcpt", "recipients", "tenant_id", "event")
+    named = _hops.addressed(numbered.lazy().select(of_each)).collect(engine="streaming")
     event = pl.col("event")
     tries = [event.is_in(names).sum().cast(pl.Int64) for names in (["send"], ["deliver"], ["defer", "bounce"])]
     each = (
@@ -106,12 +107,15 @@ def _received(hops: pl.LazyFrame, numbered: pl.LazyFrame) -> pl.LazyFrame:
         )
     )
     whole = named.filter(pl.col("rcpt").is_null()).group_by("hop").agg(pl.col("score").max().alias("_whole"))
-    decided = pl.max_horizontal("score", "_whole").alias("score")
-    rows = hops.join(each, on="hop", how="left").join(whole, on="hop", how="left").with_columns(decided)
-    record = numbered.select(pl.col("at").cast(pl.Int64), "status", *DECIDING, "delay_s", pl.col("ts").alias("given"))
-    rows = rows.with_columns(pl.when(pl.col("score") >= PRIORITY).then(pl.col("score") % PRIORITY).alias("at"))
+    rows = hops.join(each, on="hop", how="left").join(whole, on="hop", how="left")
+    score = rows.select(pl.max_horizontal("score", "_whole"))["score"]
+    decides = numbered["at"].arg_sort().gather((score % PRIORITY).set(score < PRIORITY, None))
+    rows = rows.with_columns(
+        *(numbered[name].gather(decides) for name in ("status", *DECIDING, "delay_s")),
+        numbered["ts"].gather(decides).alias("given"),
+    )
     came = pl.coalesce("came", "began")
-    return rows.join(record, on="at", how="left").with_columns(
+    return rows.with_columns(
         pl.coalesce("tenant_id", "_tenant").alias("tenant_id"),
         pl.col("status").fill_null("queued"),
         pl.max_horizontal(pl.coalesce("last_ts", "ended"), "given").alias("last_ts"),
@@ -121,42 +125,40 @@ def _received(hops: pl.LazyFrame, numbered: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _chained(rows: pl.LazyFrame) -> pl.LazyFrame:
+def _chained(rows: pl.DataFrame) -> pl.DataFrame:
     """Adds what the chain of hops tells: which row counts, what came before, and who brought the message."""
+    order = rows.select("hop", "rcpt", at=pl.int_range(pl.len(), dtype=pl.UInt32)).sort("hop", "rcpt")
     done = pl.col("status").is_in(["sent", "delivered"]).alias("done")
-    held = rows.sort("hop", "rcpt").with_row_index("row").with_columns(done).collect(engine="streaming")
-    numbered = held.lazy()
-    links = _chains.links(numbered).collect(engine="streaming")
-    linked = _chains.rooted(links, held, timedelta(days=REACH[0])).lazy()
-    passed = linked.select(pl.col("previous").alias("row"), pl.lit(value=True).alias("_passed")).unique()
-    root = pl.coalesce("root", "row").alias("root")
-    found = numbered.join(linked, on="row", how="left").join(passed, on="row", how="left").with_columns(root)
-    inherited = (*_INHERITED, "received_ts", "size_bytes", "mail_from", "subject", "queue_id", "host", "began")
-    first = numbered.select(pl.col("row").alias("root"), *(pl.col(name).alias(f"_{name}") for name in inherited))
-    found = found.join(first, on="root", how="left")
+    held = rows.with_columns(order.with_row_index("row").sort("at")["row"], done)
+    linked = _chains.rooted(_chains.links(held), held, timedelta(days=REACH[0]))
+    inherited = (*_INHERITED, "received_ts", "size_bytes", "mail_from", "subject", *_PLACE)
+    first = held.select(pl.col("row").alias("root"), *(pl.col(name).alias(f"_{name}") for name in inherited))
+    again = held.join(linked, on="row").join(first, on="root", how="left")
+    again = again.with_columns(
+        *(pl.col(f"_{name}").alias(name) for name in (*_INHERITED, "received_ts")),
+        *(pl.coalesce(name, f"_{name}").alias(name) for name in ("size_bytes", "mail_from", "subject")),
+        pl.lit(value=True).alias("is_reinjection"),
+    )
+    alone = held.join(linked, on="row", how="anti").with_columns(
+        *(pl.col(name).alias(f"_{name}") for name in _PLACE), pl.lit(value=False).alias("is_reinjection")
+    )
     # Of a group whose members are named, the members count.
-    members = numbered.filter(pl.col("orig_rcpt") != pl.col("rcpt")).select(
+    members = held.filter(pl.col("orig_rcpt") != pl.col("rcpt")).select(
         "hop", pl.col("orig_rcpt").alias("rcpt"), pl.lit(value=True).alias("_group")
     )
-    found = found.join(members.unique(), on=["hop", "rcpt"], how="left")
-    again = pl.col("previous").is_not_null()
+    found = pl.concat([alone, again], how="diagonal").join(members.unique(), on=["hop", "rcpt"], how="left")
     known = pl.any_horizontal(pl.col(name).is_not_null() for name in ("rcpt", "message_id", "size_bytes"))
     expanded = pl.col("_group").fill_null(value=False) & (pl.col("status") == "queued")
     place = pl.format(
         "{}/{}/{}", pl.col("_host").fill_null("-"), pl.coalesce("_queue_id", "message_id").fill_null("-"),
         pl.col("_began").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"),
     )  # fmt: skip
-    return found.with_columns(
-        *(pl.when(again).then(f"_{name}").otherwise(name).alias(name) for name in (*_INHERITED, "received_ts")),
-        *(pl.coalesce(name, f"_{name}").alias(name) for name in ("size_bytes", "mail_from", "subject")),
-        again.alias("is_reinjection"),
-        (pl.col("_passed").is_null() & ~expanded & known).alias("counts"),
-        place.alias("chain_id"),
-    )
+    passed = pl.col("row").is_in(linked["previous"].unique().implode())
+    return found.with_columns((~passed & ~expanded & known).alias("counts"), place.alias("chain_id"))
 
 
 def _tls_sessions(tables: Mapping[str, pl.LazyFrame], days: Sequence[date]) -> pl.LazyFrame:
-    """Beginnings of sessions and of their encryption, in order of time."""
+    """Beginnings of sessions and of their encryption, of clients that ever encrypt, in order of time."""
     sessions = table(tables, "mail_events").filter(
         within(days, 1) & pl.col("event").is_in(["connect", "tls"]) & pl.col("src_ip").is_not_null()
     )
@@ -165,23 +167,23 @@ def _tls_sessions(tables: Mapping[str, pl.LazyFrame], days: Sequence[date]) -> p
     found = sessions.select(
         pl.col("host").fill_null(""), "src_ip", "ts", started.not_().alias("_tls"), pl.col("tls_version").alias("_seen")
     )
-    return found.sort("ts", "_tls", "_seen").collect(engine="streaming").lazy()
+    held = found.sort("ts", "_tls", "_seen").collect(engine="streaming")
+    return held.join(held.filter("_tls"), on=["host", "src_ip"], how="semi", maintain_order="left").lazy()
 
 
-def _with_tls(hops: pl.LazyFrame, sessions: pl.LazyFrame) -> pl.LazyFrame:
+def _with_tls(hops: pl.DataFrame, sessions: pl.LazyFrame) -> pl.DataFrame:
     """Fills TLS versions from the latest session of the same client before the reception."""
     lacking = pl.col("tls_version").is_null() & pl.col("src_ip").is_not_null()
-    asked = (
-        hops.filter(lacking)
-        .with_columns(pl.col("host").fill_null("").alias("_host"), pl.coalesce("came", "began").alias("ts"))
-        .sort("ts")
-    )
-    met = asked.join_asof(
-        sessions, on="ts", by_left=["_host", "src_ip"], by_right=["host", "src_ip"], strategy="backward",
-        tolerance=_LATEST_SESSION, check_sortedness=False,
-    ).with_columns(pl.col("_seen").alias("tls_version"))  # fmt: skip
-    columns = hops.collect_schema().names()
-    return pl.concat([hops.filter(~lacking), met.select(columns)])
+    keys = hops.select(
+        pl.col("host").fill_null(""), "src_ip", lacking.alias("lacking"), ts=pl.coalesce("came", "began"),
+        at=pl.int_range(pl.len(), dtype=pl.UInt32),
+    )  # fmt: skip
+    met = keys.lazy().filter("lacking").sort("ts").join_asof(
+        sessions, on="ts", by=["host", "src_ip"], strategy="backward", tolerance=_LATEST_SESSION,
+        check_sortedness=False,
+    ).select("at", "_seen").collect(engine="streaming")  # fmt: skip
+    seen = keys.select("at").join(met, on="at", how="left", maintain_order="left")["_seen"]
+    return hops.with_columns(pl.coalesce("tls_version", seen).alias("tls_version"))
 
 
 def _without_queue(records: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
