@@ -178,10 +178,21 @@ def parts(rows: pl.DataFrame, key: Sequence[str] = ("run",), more: Sequence[pl.E
 def _spoken(rows: pl.DataFrame, key: Sequence[str], counted: pl.Expr) -> pl.DataFrame:
     """The `names` of the commands of each key; where the log does not name them, those of the actions."""
     by_name = pl.col("source").is_in([EXCHANGE, "exchange_smtp"]) | (pl.col("protocol") == "ldap")
-    said = rows.lazy().filter(counted).select(*key, said=pl.when(by_name).then("op_raw").otherwise("action")).unique()
+    said = rows.select(pl.when(by_name).then("op_raw").otherwise("action").alias("said"))["said"]
+    known = said.drop_nulls().unique()
     name = pl.col("said").str.to_lowercase().str.strip_prefix(BACK).str.extract(r"^([a-z][a-z0-9_-]{0,15})")
-    names = said.with_columns(name.alias("names")).drop_nulls("names").group_by(*key).agg(pl.col("names").unique())
-    return names.collect(engine="streaming")
+    names = known.to_frame("said").select(name.alias("names"))["names"]
+    number = names.rank("dense").gather(said.cast(pl.Enum(known)).to_physical())
+    pairs = (
+        rows.lazy()
+        .with_columns(number.alias("number"))
+        .filter(counted)
+        .select(*key, "number")
+        .drop_nulls("number")
+        .unique()
+    )
+    numbers = pl.LazyFrame({"names": names, "number": names.rank("dense")}).drop_nulls().unique()
+    return pairs.join(numbers, on="number").group_by(*key).agg("names").collect(engine="streaming")
 
 
 def whole(found: pl.DataFrame) -> pl.DataFrame:
