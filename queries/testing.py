@@ -132,17 +132,16 @@ def _unlike(case: CaseFile, reason: str) -> str:
 def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConnection":
     """An in-memory DuckDB with a typed table for every contract, filled with the given rows.
 
-    The rows are those of a transaction that ends, and with it they, when the connection is closed: all that a process
-    opens have the same empty tables, and none sees another's rows.
+    All that a process opens share the empty tables; those with rows are temporary ones of the connection in front of
+    them, and gone when it is closed.
     """
     import polars as pl
 
     con = _empty().cursor()
     con.execute("set timezone = 'UTC'")
-    con.begin()
     for name, rows in given.items():
         con.register("given_rows", pl.DataFrame(rows, schema=contract(name).polars_schema).to_arrow())
-        con.execute(f'insert into "{name}" select * from given_rows')
+        con.execute(f"create temp {_table(name)}; insert into \"{name}\" select * from given_rows")
         con.unregister("given_rows")
     return con
 
@@ -153,11 +152,15 @@ def _empty() -> "duckdb.DuckDBPyConnection":
 
     con = duckdb.connect(config={"threads": 1})  # a few rows: more threads would only wait for one another
     for name in names():
-        columns = ", ".join(f'"{column.name}" {column.type}' for column in contract(name).columns)
-        con.execute(f'create table "{name}" ({columns})')
+        con.execute(f"create {_table(name)}")
     macros.create(con, names())
     atexit.register(_empty.cache_clear)  # what lives on to the very end is told as leaked
     return con
+
+
+def _table(name: str) -> str:
+    columns = ", ".join(f'"{column.name}" {column.type}' for column in contract(name).columns)
+    return f'table "{name}" ({columns})'
 
 
 def _spread(table: str, item: dict[str, Any]) -> Iterator[dict[str, Any]]:

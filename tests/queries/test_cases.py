@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from queries import catalogue, engine
@@ -75,3 +76,16 @@ def test_each_detection_has_a_case_that_fires_and_a_near_miss(detection: catalog
 
 def test_each_case_file_belongs_to_a_detection() -> None:
     assert {path.stem for path in FOLDER.glob("*.toml")} == {detection.stem for detection in DETECTIONS.values()}
+
+
+def test_databases_of_one_process_are_apart_and_outlive_a_statement_that_fails() -> None:
+    count = "select count(*) from networks", "select count(*) from declared_networks()"
+    with database({"networks": [{"network": "192.0.2.0/24", "kind": "customer"}]}) as one, database({}) as other:
+        with pytest.raises(duckdb.Error):
+            one.execute("select nothing_of_that_name from networks")
+        with pytest.raises(duckdb.Error):
+            other.execute("select error('no')").fetchall()
+        assert [one.execute(sql).fetchall() for sql in count] == [[(1,)], [(1,)]]
+        assert [other.execute(sql).fetchall() for sql in count] == [[(0,)], [(0,)]]
+    with database({}) as later:
+        assert later.execute(count[0]).fetchall() == [(0,)]
