@@ -141,7 +141,7 @@ def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConne
     con.execute("set timezone = 'UTC'")
     for name, rows in given.items():
         con.register("given_rows", pl.DataFrame(rows, schema=contract(name).polars_schema).to_arrow())
-        con.execute(f"create temp {_table(name)}; insert into \"{name}\" select * from given_rows")
+        con.execute(f'create temp {_table(name)}; insert into "{name}" select * from given_rows')
         con.unregister("given_rows")
     return con
 

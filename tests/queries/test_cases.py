@@ -80,7 +80,7 @@ def test_each_case_file_belongs_to_a_detection() -> None:
 
 def test_databases_of_one_process_are_apart_and_outlive_a_statement_that_fails() -> None:
     count = "select count(*) from networks", "select count(*) from declared_networks()"
-    with database({"networks": [{"network": "192.0.2.0/24", "kind": "customer"}]}) as one, database({}) as other:
+    with database({"networks": [{"network": "192.0.2.0/24", "kind": "corporate"}]}) as one, database({}) as other:
         with pytest.raises(duckdb.Error):
             one.execute("select nothing_of_that_name from networks")
         with pytest.raises(duckdb.Error):
