@@ -127,14 +127,16 @@ def test_a_rule_that_names_nobody_new_rebuilds_nothing(archive: Archive, finding
 
 def test_the_report_names_the_rule_and_what_was_judged(archive: Archive, finding: str, tmp_path: Path) -> None:
     judge(archive, [finding], "investigating", "asked <b>it-ops</b>")
-    write_report(archive, tmp_path / "open", ["md", "html"], begin="2021-01-01", end="2021-01-30")
+    found = hunt_archive(archive, begin="2021-01-01", end="2021-01-30", detections=["T01"])
+    write_report(archive, tmp_path / "open", ["md", "html"], result=found)
     for name in ("incident.md", "incident.html"):
         text = (tmp_path / "open" / name).read_text()
         assert "Judged investigating on" in text
         assert "<b>it-ops" not in text
         assert "Suppressed as expected" not in text
     (rule_id,) = add(archive, [rule | COMMON for rule in from_finding(archive, finding)])["rule_id"]
-    write_report(archive, tmp_path / "silent", ["md", "html"], begin="2021-01-01", end="2021-01-30")
+    found = hunt_archive(archive, begin="2021-01-01", end="2021-01-30", detections=["T01"])
+    write_report(archive, tmp_path / "silent", ["md", "html"], result=found)
     for name in ("incident.md", "incident.html"):
         text = (tmp_path / "silent" / name).read_text()
         assert "1 finding suppressed as expected" in text
