@@ -132,8 +132,8 @@ def _unlike(case: CaseFile, reason: str) -> str:
 def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConnection":
     """An in-memory DuckDB with a typed table for every contract, filled with the given rows.
 
-    All that a process opens share the empty tables; those with rows are temporary ones of the connection in front of
-    them, and gone when it is closed.
+    Tables that are not given are empty views, the same for all that a process opens, so that nobody can write to them;
+    the given ones are temporary tables of the connection, in front of those, and gone when it is closed.
     """
     import polars as pl
 
@@ -141,7 +141,8 @@ def database(given: Mapping[str, list[dict[str, Any]]]) -> "duckdb.DuckDBPyConne
     con.execute("set timezone = 'UTC'")
     for name, rows in given.items():
         con.register("given_rows", pl.DataFrame(rows, schema=contract(name).polars_schema).to_arrow())
-        con.execute(f'create temp {_table(name)}; insert into "{name}" select * from given_rows')
+        columns = ", ".join(f'"{column.name}" {column.type}' for column in contract(name).columns)
+        con.execute(f'create temp table "{name}" ({columns}); insert into "{name}" select * from given_rows')
         con.unregister("given_rows")
     return con
 
@@ -152,15 +153,11 @@ def _empty() -> "duckdb.DuckDBPyConnection":
 
     con = duckdb.connect(config={"threads": 1})  # a few rows: more threads would only wait for one another
     for name in names():
-        con.execute(f"create {_table(name)}")
+        columns = ", ".join(f'cast(null as {column.type}) as "{column.name}"' for column in contract(name).columns)
+        con.execute(f'create view "{name}" as select {columns} where false')
     macros.create(con, names())
     atexit.register(_empty.cache_clear)  # what lives on to the very end is told as leaked
     return con
-
-
-def _table(name: str) -> str:
-    columns = ", ".join(f'"{column.name}" {column.type}' for column in contract(name).columns)
-    return f'table "{name}" ({columns})'
 
 
 def _spread(table: str, item: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Sigma rules over small events, for the tests about them."""
 
+import atexit
 import ipaddress
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -58,15 +59,20 @@ def rule(source: dict[str, str], selection: Any = None, condition: str = "select
     return yaml.safe_dump(body | fields, sort_keys=False)
 
 
+WRITTEN = ("access_events", "change_events", "mail_events")
+
+
 @cache
 def tables_of_contracts() -> Any:
-    return database({})
+    con = database({name: [] for name in WRITTEN})
+    atexit.register(con.close)
+    return con
 
 
 def filled(tables: dict[str, list[dict[str, Any]]]) -> Any:
     """One connection for all tests: making all tables takes longer than a test."""
     con = tables_of_contracts()
-    for name in ("access_events", "change_events", "mail_events"):
+    for name in WRITTEN:
         con.execute(f"delete from {name}")
         if tables.get(name):
             rows = pl.DataFrame(tables[name], schema=contract(name).polars_schema).to_arrow()

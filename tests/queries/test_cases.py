@@ -85,6 +85,8 @@ def test_databases_of_one_process_are_apart_and_outlive_a_statement_that_fails()
             one.execute("select nothing_of_that_name from networks")
         with pytest.raises(duckdb.Error):
             other.execute("select error('no')").fetchall()
+        with pytest.raises(duckdb.Error, match="networks"):  # a row there would be given to all that come later
+            other.execute("insert into networks (network, kind) values ('192.0.2.0/24', 'corporate')")
         assert [one.execute(sql).fetchall() for sql in count] == [[(1,)], [(1,)]]
         assert [other.execute(sql).fetchall() for sql in count] == [[(0,)], [(0,)]]
     with database({}) as later:

@@ -58,11 +58,12 @@ def events() -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def con() -> duckdb.DuckDBPyConnection:
+def con() -> Iterator[duckdb.DuckDBPyConnection]:
     rows = list(events())
     columns = ("event_uid", "ts", "date", "tenant_id")
     changes = [CHANGE | {k: r[k] for k in columns} | {"actor_id": r["principal_id"]} for r in rows[:99]]
-    return database({"access_events": rows, "change_events": changes})
+    with database({"access_events": rows, "change_events": changes}) as opened:
+        yield opened
 
 
 def one_by_one(con: duckdb.DuckDBPyConnection, rule: EvidenceRule, facts: dict[str, Any]) -> Evidence:
