@@ -5,8 +5,10 @@ delta-rs refuses a commit whose application transaction was written by someone e
 fresh snapshot, leaves out what that snapshot already holds, and starts again when it is refused: no lock is needed.
 """
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -67,6 +69,34 @@ def open_table(place: Place, name: str, version: int | None = None) -> "DeltaTab
             raise RefusedError(f"{uri}: version {version} cannot be read: {_first_line(error)}") from error
         fact = f"{uri}/_delta_log: cannot be read: {_first_line(error)}"
         raise IntegrityError(fact, "restore the table's log from a copy") from error
+
+
+class Latest:
+    """A table that is opened once, and brought up to date at each look: that costs a tenth of opening it again."""
+
+    def __init__(self, place: Place, name: str) -> None:
+        self._place = place
+        self._name = name
+        self._lock = threading.RLock()
+        self._opened: DeltaTable | None = None
+
+    @contextmanager
+    def look(self) -> "Iterator[DeltaTable | None]":
+        """The table at its current version, None when nothing was ever committed to it; nobody else looks meanwhile.
+
+        Raises IntegrityError when its log is damaged.
+        """
+        from deltalake.exceptions import DeltaError
+
+        with self._lock:
+            try:
+                if self._opened is not None:
+                    self._opened.update_incremental()
+            except DeltaError:  # opened again, it says what is wrong
+                self._opened = None
+            if self._opened is None:
+                self._opened = open_table(self._place, self._name)
+            yield self._opened
 
 
 def _first_line(error: Exception) -> str:

@@ -26,6 +26,8 @@ from data_contracts import contract, names
 from data_contracts.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import duckdb
     from deltalake import DeltaTable
 
@@ -45,7 +47,7 @@ class Archive:
         self.configuration = configuration
         self.uri = place.root
         self._lock = threading.Lock()
-        self._handles: dict[str, DeltaTable] = {}  # for `committed` alone: a commit needs a snapshot of its own
+        self._latest: dict[str, delta.Latest] = {}  # for reading: a commit needs a snapshot of its own
         self._committed: set[tuple[str, str]] = set()
         self._snapshots: dict[tuple[str, int], delta.Snapshot] = {}
 
@@ -113,9 +115,14 @@ class Archive:
 
     def snapshot(self, table: str, version: int | None = None) -> delta.Snapshot | None:
         """Version, files (path, bytes, rows, date) and schema of a table; None when nothing was ever stored."""
-        if version is not None and (held := self._snapshots.get((table, version))):
-            return held
-        if (opened := delta.open_table(self.place, table, version)) is None:
+        if version is not None:
+            held = self._snapshots.get((table, version))
+            return held or self._kept(table, delta.open_table(self.place, table, version))
+        with self._look(table) as opened:
+            return self._kept(table, opened)
+
+    def _kept(self, table: str, opened: "DeltaTable | None") -> delta.Snapshot | None:
+        if opened is None:
             return None
         key = (table, opened.version())
         if (found := self._snapshots.get(key)) is None:
@@ -126,10 +133,14 @@ class Archive:
                     del self._snapshots[next(iter(self._snapshots))]
         return found
 
+    def _look(self, table: str) -> "AbstractContextManager[DeltaTable | None]":
+        with self._lock:
+            return self._latest.setdefault(table, delta.Latest(self.place, table)).look()
+
     def version(self, table: str) -> int | None:
         """Current version of a table; None when nothing was ever stored."""
-        found = delta.open_table(self.place, table)
-        return None if found is None else found.version()
+        with self._look(table) as found:
+            return None if found is None else found.version()
 
     def versions(self, tables: Iterable[str] | None = None) -> dict[str, int]:
         """Current version of every table (of `tables`, or any) that exists."""
@@ -191,16 +202,8 @@ class Archive:
         """Whether a commit with this application id is part of the table."""
         if (table, app_id) in self._committed:
             return True
-        with self._lock:
-            found = self._handles.get(table)
-            if found is None:
-                found = delta.open_table(self.place, table)
-            else:
-                found.update_incremental()
-            if found is None:
-                return False
-            self._handles[table] = found
-            done = found.transaction_version(app_id) is not None
+        with self._look(table) as found:
+            done = found is not None and found.transaction_version(app_id) is not None
         if done:
             self._committed.add((table, app_id))
         return done
@@ -263,11 +266,11 @@ class Archive:
 
     def built_from(self, table: str, sources: Iterable[str] | None = None) -> dict[str, int]:
         """Source table (one of `sources`, or any) to the last version of it that a derived table has taken in."""
-        found = delta.open_table(self.place, table)
-        if found is None:
-            return {}
         asked = names() if sources is None else sources
-        known = {name: found.transaction_version(delta.BUILT_FROM + name) for name in asked}
+        with self._look(table) as found:
+            if found is None:
+                return {}
+            known = {name: found.transaction_version(delta.BUILT_FROM + name) for name in asked}
         return {name: version for name, version in known.items() if version is not None}
 
     def overwrite(self, table: str, df: pl.DataFrame) -> int:
@@ -327,10 +330,10 @@ class Archive:
         return find(self, event_uid, day)
 
     def verify(self) -> "list[Problem]":
-        """What is not as it was stored; see `archive.verify.verify`."""
+        """What is not as it was stored, read anew whatever was read before; see `archive.verify.verify`."""
         from archive.verify import verify
 
-        return verify(self)
+        return verify(Archive(self.place, self.configuration))
 
     def _full(self, found: delta.Snapshot, dates: Sequence[date] | None) -> list[str]:
         return [self.place.path("tables", found.table.name, path) for path in found.paths(dates)]

@@ -16,7 +16,7 @@ from queries.catalogue import FOLDER, RESULT_COLUMNS, Detection, catalogue, load
 from queries.expected import Expected, apply
 from queries.findings import ENTITIES, Finding, as_json, from_rows
 from queries.limits import limits
-from queries.subjects import Unjudged, lacking, unjudged
+from queries.subjects import Unjudged, lacking, parameters, unjudged
 from queries.text import iso, plain
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ def hunt(
     with contextlib.suppress(duckdb.Error):  # a locked-down connection has it set already
         con.execute("set timezone = 'UTC'")
     begin, end = _window(con, window_from, window_to)
-    chosen = _chosen([*(catalogue() if folder == FOLDER else load(folder)), *imported], detections)
+    known = [*(catalogue() if folder == FOLDER else load(folder)), *imported]
+    chosen = _chosen(known, detections)
     values = _values(chosen, params or {})
     run, skipped, findings = [], [], []
     nobody: list[Unjudged] = []
@@ -172,7 +173,7 @@ def hunt(
         detections_skipped=tuple(skipped),
         without_subjects=tuple(nobody),
         cases=cases,
-        limits=tuple(limits(con, begin, end) + _cut(cases, budget)),
+        limits=tuple(_unasked(chosen, known) + limits(con, begin, end) + _cut(cases, budget)),
         expected=expected,
     )
 
@@ -237,20 +238,21 @@ def run_detection(
         return _of_parts(con, detection.parts, params)
     try:
         if detection.sql is not None:
-            statement = duckdb.extract_statements(detection.sql)[0]
-            used = {name: params[name] for name in statement.named_parameters}
-            rows = con.sql(detection.sql, params=used).pl()
+            # Executed, not kept as a relation, which is bound twice: that takes as long as a day's rows.
+            answer = con.execute(detection.sql, {name: params[name] for name in parameters(detection.sql)})
+            columns = [name for name, *_ in answer.description]
+            rows = [dict(zip(columns, row, strict=True)) for row in answer.fetchall()]
         elif detection.detect is not None:
-            rows = detection.detect(con, params)
+            rows = detection.detect(con, params).rows(named=True)
         else:
             return "failed: it has neither SQL nor a function"
-        if rows.is_empty():
+        if not rows:
             return []
         wanted = {*RESULT_COLUMNS, *detection.identity, *detection.evidence.match.values(), *detection.evidence.time}
-        missing = sorted(wanted - set(rows.columns))
+        missing = sorted(wanted - rows[0].keys())
         if missing:
             return f"failed: its result lacks {', '.join(missing)}"
-        return from_rows(con, detection, rows.rows(named=True))
+        return from_rows(con, detection, rows)
     except (duckdb.Error, pl.exceptions.PolarsError, ArithmeticError, KeyError, TypeError, ValueError) as error:
         return f"failed: {type(error).__name__}: {plain(next(iter(str(error).splitlines()), ''))}"
 
@@ -273,6 +275,13 @@ def _run_id(
 ) -> str:
     text = json.dumps([iso(window[0]), iso(window[1]), values, dict(version), iso(at)], sort_keys=True, default=str)
     return f"R-{at:%Y%m%dT%H%M%SZ}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _unasked(chosen: Sequence[Detection], known: Sequence[Detection]) -> list[str]:
+    left = len(known) - len(chosen)
+    return (
+        [f"Only {len(chosen)} of {len(known)} detections were asked for: what {left} find is not told."] if left else []
+    )
 
 
 def _cut(cases: Sequence[Case], budget: int) -> list[str]:

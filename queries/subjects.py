@@ -8,6 +8,7 @@ enough. Front matter asks the archive about both (`requires`, `branches`, `subje
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from string import Template
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +80,16 @@ def _empty(con: "duckdb.DuckDBPyConnection", tables: tuple[str, ...], params: Ma
 
 
 def _holds(con: "duckdb.DuckDBPyConnection", sql: str, params: Mapping[str, Any]) -> bool:
+    return bool(con.execute(sql, {name: params[name] for name in parameters(sql)}).fetchall()[0][0])
+
+
+@cache
+def parameters(sql: str) -> tuple[str, ...]:
+    """Names of the parameters of one statement. Raises ValueError if it is not one, and duckdb.ParserException."""
     import duckdb
 
     (statement,) = duckdb.extract_statements(sql)
-    used = {name: params[name] for name in statement.named_parameters}
-    return bool(con.execute(sql, used).fetchall()[0][0])
+    return tuple(statement.named_parameters)
 
 
 def _told(reason: str, params: Mapping[str, Any]) -> str:

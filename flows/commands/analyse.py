@@ -9,6 +9,7 @@ import typer
 from flows.commands.options import DEFAULT_ARCHIVE, ArchiveOption, FormatOption, open_archive, progress
 from flows.output import OutputFormat
 
+DetectionsOption = Annotated[str | None, typer.Option("--detections", help="Ids, separated by commas; default: all.")]
 SEVERITIES = ("info", "low", "medium", "high", "critical")
 
 
@@ -47,7 +48,7 @@ def hunt(
     end: Annotated[
         str | None, typer.Option("--to", "--until", help="End of the window, UTC; default: the last day with events.")
     ] = None,
-    detections: Annotated[str | None, typer.Option(help="Ids, separated by commas; default: all.")] = None,
+    detections: DetectionsOption = None,
     budget: Annotated[int, typer.Option(help="Most cases shown for each day of the window.", min=1)] = 10,
     fail_level: Annotated[str | None, typer.Option(help="Exit with 1 if a case is at or above this severity.")] = None,
     since_last: Annotated[
@@ -65,10 +66,9 @@ def hunt(
 
     if fail_level is not None and fail_level not in SEVERITIES:
         raise UsageError(f"--fail-level {fail_level}: no such severity", f"one of {', '.join(SEVERITIES)}")
-    ids = None if detections is None else [d.strip() for d in detections.split(",") if d.strip()]
     with working("hunting"):
         opened = open_archive(archive)
-        result = hunt_archive(opened, begin=begin, end=end, detections=ids, budget=budget)
+        result = hunt_archive(opened, begin=begin, end=end, detections=_ids(detections), budget=budget)
         since = compare(opened, result) if since_last else None
     show_hunt(result, to, judged=judged(opened), since=since)
     if fail_level and any(SEVERITIES.index(c.severity) >= SEVERITIES.index(fail_level) for c in result.cases):
@@ -83,6 +83,7 @@ def report(
     ] = "html,md,csv,jsonl",
     begin: Annotated[str | None, typer.Option("--from", help="Begin of the window, UTC.")] = None,
     end: Annotated[str | None, typer.Option("--until", help="End of the window, UTC.")] = None,
+    detections: DetectionsOption = None,
     title: Annotated[str, typer.Option(help="Title of the report.")] = "Incident report",
     clobber: Annotated[bool, typer.Option("--clobber", help="Overwrite files that are there.")] = False,
     to: FormatOption = OutputFormat.table,
@@ -94,8 +95,15 @@ def report(
 
     kinds = [k.strip() for k in formats.split(",") if k.strip()]
     with working("hunting, and writing the report"):
-        files = write_report(open_archive(archive), out, kinds, begin=begin, end=end, title=title, clobber=clobber)
+        files = write_report(
+            open_archive(archive), out, kinds,
+            begin=begin, end=end, detections=_ids(detections), title=title, clobber=clobber,
+        )  # fmt: skip
     show_files(files, to)
+
+
+def _ids(detections: str | None) -> list[str] | None:
+    return None if detections is None else [d.strip() for d in detections.split(",") if d.strip()]
 
 
 def demo(

@@ -59,6 +59,7 @@ def write_report(
     *,
     begin: str | None = None,
     end: str | None = None,
+    detections: list[str] | None = None,
     title: str = "Incident report",
     clobber: bool = False,
     result: "HuntResult | None" = None,
@@ -76,7 +77,7 @@ def write_report(
     if standing and not clobber:
         raise UsageError(f"{standing[0]} exists", "give --clobber to overwrite it")
     if result is None:
-        result = hunt_archive(archive, begin=begin, end=end)
+        result = hunt_archive(archive, begin=begin, end=end, detections=detections)
     material = gather(archive, result, title)
     makers: dict[str, Callable[[], str]] = {
         "html": lambda: incident.html(material),

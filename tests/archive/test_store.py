@@ -342,6 +342,31 @@ def test_overwrite_keeps_columns_past_the_contract(archive: Archive) -> None:
         archive.overwrite("access_events", events(1))
 
 
+def test_readings_see_other_writers(archive: Archive) -> None:
+    other = Archive.open(archive.uri)
+    for number, day in enumerate((DAY, DAY + timedelta(days=1))):
+        assert (archive.version("access_events"), len(archive.dates("access_events"))) == (number or None, number)
+        other.append("access_events", events(number + 1, day=day))
+        other.replace_days("context_days", filled("context_days", 0), [day], {"access_events": number + 1})
+        assert archive.version("access_events") == number + 1
+        assert archive.scan("access_events").collect().height == [1, 3][number]
+        assert archive.built_from("context_days") == {"access_events": number + 1}
+        assert archive.changed_dates("access_events", number) == [day]
+
+
+def test_damage_of_a_log_is_seen_by_who_read_it_before(archive: Archive) -> None:
+    archive.append("access_events", events(1))
+    assert archive.version("access_events") == 1
+    log = Path(archive.uri) / "tables/access_events/_delta_log"
+    (log / "00000000000000000002.json").write_text("{nonsense")
+    with pytest.raises(IntegrityError, match="_delta_log: cannot be read"):
+        archive.version("access_events")
+    (log / "00000000000000000002.json").unlink()
+    assert archive.version("access_events") == 1
+    (log / "00000000000000000000.json").write_text("{nonsense")
+    assert [p.severity for p in archive.verify()] == ["integrity"]
+
+
 def test_damaged_table_log(archive: Archive) -> None:
     archive.append("access_events", events(1))
     (Path(archive.uri) / "tables/access_events/_delta_log/00000000000000000000.json").write_text("{nonsense")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -205,10 +206,11 @@ def test_the_hunt_runs_them(rules: Path, filled: Path, tmp_path: Path) -> None:
     assert alone["detections_run"] == [ID]
     assert [f["finding_id"] for case in alone["cases"] for f in case["findings"]] == [found[0]["finding_id"]]
     out = tmp_path / "report"
-    call(
-        "report", "-a", str(filled), "-o", str(out), "--from", "2021-01-01", "--until", "2021-02-01", "--to", "md,html"
-    )
-    assert "Inbox rule that forwards" in next(out.glob("*.md")).read_text()
+    window = ["--from", "2021-01-01", "--until", "2021-02-01"]
+    call("report", "-a", str(filled), "-o", str(out), *window, "--to", "md,html", "--detections", ID)
+    text = next(out.glob("*.md")).read_text()
+    assert "Inbox rule that forwards" in text
+    assert re.search(r"Only 1 of \d+ detections were asked for", text)
     back = told("rules", "backtest", ID, "-a", str(filled))
     assert back["values"][0]["findings"] == 1
 
@@ -306,9 +308,8 @@ def test_a_title_is_no_markup(place: str, tmp_path: Path, filled: Path) -> None:
     file.write_text(FORWARD.replace("0aa1b2c3", "2aa1b2c3").replace("Inbox rule that forwards", json.dumps(title)))
     told("rules", "import", str(file), "-a", str(filled))
     out = tmp_path / "report"
-    call(
-        "report", "-a", str(filled), "-o", str(out), "--from", "2021-01-01", "--until", "2021-02-01", "--to", "md,html"
-    )
+    window = ["--from", "2021-01-01", "--until", "2021-02-01"]
+    call("report", "-a", str(filled), "-o", str(out), *window, "--to", "md,html", "--detections", "S-2AA1B2C3")
     assert "<script>alert" not in next(out.glob("*.html")).read_text()
     assert "[x](javascript" not in next(out.glob("*.md")).read_text()
     assert "<script>alert" not in next(out.glob("*.md")).read_text()
