@@ -5,6 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
+PIP = { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip; } >/dev/null  # uv's have none
 
 .PHONY: setup dev demo test check bench evaluate live lock clean
 
@@ -19,6 +20,7 @@ dev: .venv/dev.stamp
 	@if command -v uv >/dev/null; then \
 	  VIRTUAL_ENV=.venv uv pip install -q --compile-bytecode --require-hashes -r requirements.lock && VIRTUAL_ENV=.venv uv pip install -q --no-deps --no-build-isolation -e . ; \
 	else \
+	  $(PIP) && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements.lock && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . ; \
 	fi
@@ -29,6 +31,7 @@ dev: .venv/dev.stamp
 	@if command -v uv >/dev/null; then \
 	  VIRTUAL_ENV=.venv uv pip install -q --compile-bytecode --require-hashes -r requirements-dev.lock; \
 	else \
+	  $(PIP) && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock; \
 	fi
 	@touch $@
@@ -38,6 +41,7 @@ dev: .venv/dev.stamp
 	@if command -v uv >/dev/null; then \
 	  VIRTUAL_ENV=.venv uv pip install -q --compile-bytecode --require-hashes -r requirements-bench.lock; \
 	else \
+	  $(PIP) && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.lock; \
 	fi
 	@touch $@
