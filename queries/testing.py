@@ -43,28 +43,31 @@ class CaseFile:
     window_from: date
     window_to: date
     params: Mapping[str, Any]
-    given: Mapping[str, list[dict[str, Any]]]
+    written: Mapping[str, list[dict[str, Any]]]
+    built: tuple[str, ...]
     expect: list[dict[str, Any]]
     outcome: str = RAN
     part: str | None = None
     because: str = ""
 
+    @property
+    def given(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows by table, days spread out and built tables built. Raises KeyError, TypeError and ValueError."""
+        rows = {table: [row for item in items for row in _spread(table, item)] for table, items in self.written.items()}
+        return rows | {table: _built(table, rows) for table in self.built}
+
 
 def read_cases(path: Path) -> list[CaseFile]:
-    """The cases of one file, defaults filled in and days spread out. Raises KeyError, TypeError and ValueError."""
+    """The cases of one file, defaults filled in. Raises KeyError, TypeError and ValueError."""
     document = tomllib.loads(path.read_text("utf-8"))
     defaults, common = document.get("defaults", {}), document.get("given", {})
     cases = []
     for case in document["case"]:
-        given = {
-            table: [
-                row
-                for item in common.get(table, []) + case.get("given", {}).get(table, [])
-                for row in _spread(table, defaults.get(table, {}) | item)
-            ]
-            for table in sorted(common.keys() | case.get("given", {}).keys())
+        own = case.get("given", {})
+        written = {
+            table: [defaults.get(table, {}) | item for item in common.get(table, []) + own.get(table, [])]
+            for table in sorted(common.keys() | own.keys())
         }
-        given |= {table: _built(table, given) for table in document.get("built", [])}
         cases.append(
             CaseFile(
                 path=path,
@@ -73,7 +76,8 @@ def read_cases(path: Path) -> list[CaseFile]:
                 window_from=document["window_from"],
                 window_to=document["window_to"],
                 params=document.get("params", {}) | case.get("params", {}),
-                given=given,
+                written=written,
+                built=tuple(document.get("built", ())),
                 expect=case["expect"] if "outcome" not in case else [],
                 outcome=_outcome(case.get("outcome", RAN)),
                 part=case.get("part"),

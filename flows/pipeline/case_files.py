@@ -97,7 +97,7 @@ def _of_case(detection: Detection, case: "CaseFile") -> dict[str, str]:
         with database(case.given) as con:
             differs, reason = judge_outcome(con, case, detection, values)
             found = run_detection(con, detection, values)
-    except (duckdb.Error, pl.exceptions.PolarsError, UsageError, TypeError, ValueError) as error:
+    except (duckdb.Error, pl.exceptions.PolarsError, UsageError, KeyError, TypeError, ValueError) as error:
         return _row(detection, case.name, kind, _said(error))
     if isinstance(found, str) and kind != "skipped":
         return _row(detection, case.name, kind, found)

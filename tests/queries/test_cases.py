@@ -13,7 +13,7 @@ from queries.testing import SKIPPED, CaseFile, database, judge_outcome, read_cas
 from queries.wording import heading
 
 FOLDER = Path(__file__).parents[1] / "cases"
-DETECTIONS = {detection.id: detection for detection in catalogue.load()}
+DETECTIONS = {detection.id: detection for detection in catalogue.catalogue()}
 INTERNAL = (
     "(s)",
     "unknown",

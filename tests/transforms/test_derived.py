@@ -137,7 +137,7 @@ def test_neither_order_nor_files_matter(events: list[dict[str, Any]], mails: lis
         assert given_once.select(key).is_unique().all()
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.lists(EVENTS, max_size=40), st.lists(MAIL, max_size=20), st.randoms(use_true_random=False))
 def test_days_at_once_are_the_days_one_by_one(events: list[Any], mails: list[Any], random: Any) -> None:
     moved = [[e | {"ts": e["ts"] + timedelta(days=random.randint(0, 3))} for e in rows] for rows in (events, mails)]
