@@ -5,9 +5,8 @@ import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,9 @@ from queries.catalogue import EvidenceRule, catalogue
 from queries.evidence import Evidence, evidence_sql, lookup
 from queries.testing import database
 from tests.queries.conftest import ACCESS, CHANGE
+
+if TYPE_CHECKING:
+    import duckdb  # loaded here, Hypothesis would keep it to the very end, and it would tell all it has as leaked
 
 START = datetime(2021, 1, 1, tzinfo=UTC)
 TENANTS = ["contoso", "fabrikam", "x') or true --"]
@@ -59,7 +61,7 @@ def events() -> Iterator[dict[str, Any]]:
 
 
 @cache
-def filled() -> duckdb.DuckDBPyConnection:
+def filled() -> "duckdb.DuckDBPyConnection":
     rows = list(events())
     columns = ("event_uid", "ts", "date", "tenant_id")
     changes = [CHANGE | {k: r[k] for k in columns} | {"actor_id": r["principal_id"]} for r in rows[:99]]
@@ -68,22 +70,22 @@ def filled() -> duckdb.DuckDBPyConnection:
 
 
 @pytest.fixture
-def con() -> duckdb.DuckDBPyConnection:
+def con() -> "duckdb.DuckDBPyConnection":
     return filled()
 
 
 class Listening:
     """A connection that keeps the statements it was given."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, con: "duckdb.DuckDBPyConnection") -> None:
         self.con, self.statements = con, list[str]()
 
-    def execute(self, statement: str, values: Any) -> duckdb.DuckDBPyConnection:
+    def execute(self, statement: str, values: Any) -> "duckdb.DuckDBPyConnection":
         self.statements.append(statement)
         return self.con.execute(statement, values)
 
 
-def one_by_one(con: duckdb.DuckDBPyConnection, rule: EvidenceRule, facts: dict[str, Any]) -> Evidence:
+def one_by_one(con: "duckdb.DuckDBPyConnection", rule: EvidenceRule, facts: dict[str, Any]) -> Evidence:
     """As the statement shown to the analyst answers."""
     relation = con.sql(evidence_sql(rule, facts))
     place = relation.columns.index("src_ip") if "src_ip" in relation.columns else None
@@ -120,7 +122,7 @@ def test_findings_together_have_the_evidence_of_each(name: str, findings: list[d
     assert lookup(con, rule, findings) == [one_by_one(con, rule, facts) for facts in findings]
 
 
-def test_more_findings_than_one_pass_takes(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_findings_than_one_pass_takes(con: "duckdb.DuckDBPyConnection", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "MOST_AT_ONCE", 7)
     rule = RULES["sessions"]
     findings: list[dict[str, Any]] = [
@@ -130,7 +132,7 @@ def test_more_findings_than_one_pass_takes(con: duckdb.DuckDBPyConnection, monke
     assert lookup(con, rule, findings) == [one_by_one(con, rule, facts) for facts in findings]
 
 
-def test_there_is_one_statement_for_all_findings(con: duckdb.DuckDBPyConnection) -> None:
+def test_there_is_one_statement_for_all_findings(con: "duckdb.DuckDBPyConnection") -> None:
     told: Any = Listening(con)
     times = {"begins": START, "ends": START + timedelta(days=9)}
     findings: list[dict[str, Any]] = [times | {"nets": [NETS[n % 3]], "tenants": TENANTS[n % 2]} for n in range(300)]
@@ -140,7 +142,7 @@ def test_there_is_one_statement_for_all_findings(con: duckdb.DuckDBPyConnection)
     assert len(told.statements) == 1
 
 
-def test_only_the_days_of_findings_are_read(con: duckdb.DuckDBPyConnection) -> None:
+def test_only_the_days_of_findings_are_read(con: "duckdb.DuckDBPyConnection") -> None:
     times = [(START + timedelta(days=n), START + timedelta(days=n + 1)) for n in (0, 1, 6, 3)]
     told: Any = Listening(con)
     lookup(told, RULES["plain"], [{"begins": first, "ends": last} for first, last in times])
@@ -149,7 +151,7 @@ def test_only_the_days_of_findings_are_read(con: duckdb.DuckDBPyConnection) -> N
     assert f"from access_events where ({within})" in told.statements[0]
 
 
-def test_the_first_rows_and_addresses_of_a_large_finding(con: duckdb.DuckDBPyConnection) -> None:
+def test_the_first_rows_and_addresses_of_a_large_finding(con: "duckdb.DuckDBPyConnection") -> None:
     rule = RULES["plain"]
     whole = {"begins": START, "ends": START + timedelta(days=20)}
     other = whole | {"tenants": ["contoso"]}
@@ -160,7 +162,7 @@ def test_the_first_rows_and_addresses_of_a_large_finding(con: duckdb.DuckDBPyCon
 
 
 @pytest.mark.parametrize("detection", [d.id for d in catalogue()])
-def test_every_rule_of_the_catalogue(con: duckdb.DuckDBPyConnection, detection: str) -> None:
+def test_every_rule_of_the_catalogue(con: "duckdb.DuckDBPyConnection", detection: str) -> None:
     (rule,) = (d.evidence for d in catalogue() if d.id == detection)
     times = {rule.time[0]: START, rule.time[1]: START + timedelta(days=9)}
     texts = {c: ["x", None] for e, c in rule.match.items() if "ts" not in e}
