@@ -280,7 +280,9 @@ def _run_id(
 def _unasked(chosen: Sequence[Detection], known: Sequence[Detection]) -> list[str]:
     left = len(known) - len(chosen)
     return (
-        [f"Only {len(chosen)} of {len(known)} detections were asked for: what {left} find is not told."] if left else []
+        [f"Only {len(chosen)} of {len(known)} detections were asked for: what the other {left} would find is not told."]
+        if left
+        else []
     )
 
 

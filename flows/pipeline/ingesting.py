@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import polars as pl
@@ -121,6 +122,7 @@ class Ingest:
         self._taken = Run()
         self._batch = _Batch()
         self._writer = ThreadPoolExecutor(1, "stage")
+        self._warming: Thread | None = None
 
     def run(self, paths: Iterable[str]) -> dict[str, Any]:
         """Ingests every piece below the paths; what is refused never stops the rest.
@@ -128,7 +130,6 @@ class Ingest:
         Returns:
             The answer of ``ingest -t json`` (docs: command line).
         """
-        gate.warm_up()
         waiting: deque[Future[_Prepared]] = deque()
         with ThreadPoolExecutor(_AHEAD, "prepare") as pool:
             for piece in self._pieces(paths):
@@ -139,6 +140,8 @@ class Ingest:
                 self._take(waiting.popleft().result())
         self._finish(self._batch)
         self._writer.shutdown()
+        if self._warming is not None:
+            self._warming.join()  # a process that ends while modules are still being loaded complains of what it has
         return self._answer()
 
     def _pieces(self, paths: Iterable[str]) -> Iterator[evidence.Piece]:
@@ -159,6 +162,8 @@ class Ingest:
         try:
             how = self.options.for_piece(piece.label)
             source = examine(self.archive, piece, how, run, lambda n: self.tell("hash " + piece.label, n))
+            if source.ctx is not None and self._warming is None:
+                self._warming = gate.warm_up()  # not before there is something to validate
             small = source.ctx is not None and source.identity.content_bytes <= _SMALL_BYTES
             blocks = list(self._blocks(source)) if small else None
         except (GatehoundError, OSError) as error:

@@ -123,8 +123,11 @@ class Run:
 
     def alike(self, head: bytes) -> list[Source]:
         """Pieces that may be a shorter or longer version of what begins so."""
+        same = self._by_head.get(head, [])
         short = [s for s in self._short if head.startswith(s.identity.head) and s.identity.head != head]
-        return self._by_head.get(head, []) + short
+        if not head or len(head) >= HEAD_BYTES:
+            return same + short
+        return same + short + [s for s in self.sources if s.identity.head.startswith(head) and s.identity.head != head]
 
 
 def examine(archive: Archive, piece: Piece, how: How, run: Run, progress: Progress | None = None) -> Source:

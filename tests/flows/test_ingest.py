@@ -109,16 +109,23 @@ def test_a_grown_log_gives_only_what_is_new(archive: Archive, tmp_path: Path, en
     assert archive.scan("mail_events").collect()["rcpt"].n_unique() == 60
 
 
-@pytest.mark.parametrize("in_one_run", [True, False])
-def test_versions_of_one_log_count_each_record_once(archive: Archive, tmp_path: Path, in_one_run: bool) -> None:
+# The short ones have less than HEAD_BYTES; apart, one of these is not told from the beginning of a log that has more.
+@pytest.mark.parametrize(
+    ("sizes", "in_one_run"),
+    [((60, 40, 75), True), ((60, 40, 75), False), ((60, 3, 75), True), ((4, 2, 5), True), ((4, 2, 5), False)],
+)
+def test_versions_of_one_log_count_each_record_once(
+    archive: Archive, tmp_path: Path, sizes: tuple[int, int, int], in_one_run: bool
+) -> None:
     """A log collected three times while it grew, in whatever order it comes."""
-    for name, last in (("a.log", 60), ("b.log", 40), ("c.log", 75)):
-        (tmp_path / name).write_text(postfix(0, last))
     files = [tmp_path / n for n in ("a.log", "b.log", "c.log")]
+    for file, last in zip(files, sizes, strict=True):
+        file.write_text(postfix(0, last))
     entries = ingest(archive, *files) if in_one_run else [e for f in files for e in ingest(archive, f)]
     found = {Path(e["path"]).name: (e["status"], e["records"]) for e in entries}
-    assert found == {"a.log": ("committed", 60), "b.log": ("known", 0), "c.log": ("grown", 15)}
-    assert rows(archive, "mail_events") == 75
+    first, _, last = sizes
+    assert found == {"a.log": ("committed", first), "b.log": ("known", 0), "c.log": ("grown", last - first)}
+    assert rows(archive, "mail_events") == last
 
 
 def test_two_copies_in_one_run_are_one(archive: Archive, tmp_path: Path) -> None:
