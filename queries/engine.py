@@ -238,7 +238,7 @@ def run_detection(
         return _of_parts(con, detection.parts, params)
     try:
         if detection.sql is not None:
-            # Executed, not kept as a relation, which is bound twice: that takes as long as a day's rows.
+            # Executed: a relation would be bound twice, and binding is most of what a small day takes.
             answer = con.execute(detection.sql, {name: params[name] for name in parameters(detection.sql)})
             columns = [name for name, *_ in answer.description]
             rows = [dict(zip(columns, row, strict=True)) for row in answer.fetchall()]
